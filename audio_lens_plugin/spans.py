@@ -1,0 +1,187 @@
+"""Every position of the sequence the model sees has a role, a text, and for audio a stretch of seconds.
+
+`Positions` is the map of one batch, made by a model family when it builds a prompt. It answers one question:
+*which positions are ...?* The question is asked with a name, never with a bare index:
+
+    positions.at("last")                          the last position of each row: where the answer is decided
+    positions.at("audio")                         all audio positions;  "audio[1]": those of the second clip
+    positions.at("audio", seconds=(0.4, 0.9))     those that hear this part of the clip
+    positions.at("question")                      every role is a name: pad, template, system, transcript, answer, ...
+    positions.at("attribute")                     the word that names the attribute, where the prompt declared one
+    positions.at("spoken language")               any word or substring of the words in the prompt
+
+The answer is a `Selection`: one (row, position) pair per entry, so rows of different length need no special case.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from jaxtyping import Float, Int
+
+AUDIO_NAME = re.compile(r"audio\[(\d+)\]")
+
+
+class Role(IntEnum):
+    """What a position is. Every position has exactly one role."""
+
+    PAD = 0
+    TEMPLATE = 1
+    SYSTEM = 2
+    AUDIO = 3
+    TRANSCRIPT = 4
+    QUESTION = 5
+    ANSWER = 6
+
+
+WORDS = (Role.SYSTEM, Role.TRANSCRIPT, Role.QUESTION, Role.ANSWER)
+ROLE_NAMES = {role.name.lower(): role for role in Role}
+
+
+class SpanError(ValueError):
+    """A name that no position of the batch answers to."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Positions of a batch, one entry per position, rows in order.
+
+    Attributes:
+        name: what was asked for.
+        rows: batch row of each entry.
+        cols: position in the sequence of each entry, counted with the padding.
+    """
+
+    name: str
+    rows: Int[torch.Tensor, " entries"]
+    cols: Int[torch.Tensor, " entries"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, index: int) -> Int[torch.Tensor, " positions"]:
+        """The positions in one batch row."""
+        return self.cols[self.rows == index]
+
+
+@dataclass(frozen=True)
+class RowText:
+    """One row's text, where its words lie, and which of them names the attribute.
+
+    Attributes:
+        text: the rendered prompt, audio placeholders expanded.
+        offsets: first and past-the-last character of each position; (0, 0) for padding.
+        attribute: the word that names the attribute, or None.
+    """
+
+    text: str
+    offsets: tuple[tuple[int, int], ...]
+    attribute: str | None = None
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The labelled positions of one batch (see the module's text).
+
+    Attributes:
+        roles: a `Role` per position.
+        clips: which of its row's clips a position hears, counted from 0; -1 where it hears none.
+        seconds: start and end in its clip of what an audio position hears; NaN where there is no time.
+        row_texts: the text of each row.
+    """
+
+    roles: Int[torch.Tensor, "batch pos"]
+    clips: Int[torch.Tensor, "batch pos"]
+    seconds: Float[torch.Tensor, "batch pos 2"]
+    row_texts: tuple[RowText, ...]
+
+    def __len__(self) -> int:
+        return len(self.row_texts)
+
+    def at(self, name: str, seconds: tuple[float, float] | None = None) -> Selection:
+        """Positions by name.
+
+        Args:
+            name: a role, ``audio[k]``, ``last``, ``attribute``, or a word or substring of the prompt's words.
+            seconds: keep the audio positions that hear some of this half-open stretch, in seconds of their clip.
+
+        Raises:
+            SpanError: nothing in the batch has this name, or ``seconds`` is asked where there is no time.
+        """
+        mask = self._named(name)
+        if seconds is not None:
+            mask = mask & self._heard_during(name, seconds)
+        rows, cols = mask.nonzero(as_tuple=True)
+        if len(rows) == 0:
+            stretch = "" if seconds is None else f" between {seconds[0]:g} s and {seconds[1]:g} s"
+            raise SpanError(f"no position is {name!r}{stretch}. {self._what_there_is()}")
+        return Selection(name, rows, cols)
+
+    def token_text(self, row: int, col: int) -> str:
+        """The text of one position."""
+        start, end = self.row_texts[row].offsets[col]
+        return self.row_texts[row].text[start:end]
+
+    def to(self, device: torch.device | str) -> Positions:
+        """The same map with its tensors on ``device``."""
+        return Positions(self.roles.to(device), self.clips.to(device), self.seconds.to(device), self.row_texts)
+
+    def _named(self, name: str) -> torch.Tensor:
+        if name in ROLE_NAMES:
+            return self.roles == ROLE_NAMES[name]
+        if match := AUDIO_NAME.fullmatch(name):
+            return (self.roles == Role.AUDIO) & (self.clips == int(match[1]))
+        if name == "last":
+            return self._last()
+        if name == "attribute":
+            return self._attribute()
+        return self._containing([name] * len(self))
+
+    def _last(self) -> torch.Tensor:
+        real = self.roles != Role.PAD
+        order = torch.arange(self.roles.shape[1], device=self.roles.device)
+        last = torch.where(real, order, -1).max(dim=1).values
+        return order[None] == last[:, None]
+
+    def _attribute(self) -> torch.Tensor:
+        words = [text.attribute for text in self.row_texts]
+        if not any(words):
+            raise SpanError("no prompt of this batch declares its attribute; build it with attribute='...'.")
+        everywhere = self._containing(words)
+        answer = everywhere & (self.roles == Role.ANSWER)
+        return torch.where(answer.any(dim=1, keepdim=True), answer, everywhere & (self.roles == Role.QUESTION))
+
+    def _containing(self, words: Sequence[str | None]) -> torch.Tensor:
+        """Positions whose characters overlap an occurrence of the row's word, outside template and audio."""
+        found = torch.zeros_like(self.roles, dtype=torch.bool)
+        for row, (word, content) in enumerate(zip(words, self.row_texts, strict=True)):
+            for start, end in _occurrences(word, content.text):
+                for col, (first, past) in enumerate(content.offsets):
+                    found[row, col] |= first < end and start < past
+        return found & torch.isin(self.roles, torch.tensor([int(role) for role in WORDS], device=self.roles.device))
+
+    def _heard_during(self, name: str, seconds: tuple[float, float]) -> torch.Tensor:
+        start, end = seconds
+        if not start < end:
+            raise SpanError(f"seconds=({start:g}, {end:g}) is no stretch of time: its end must come after its start.")
+        if not (name == "audio" or AUDIO_NAME.fullmatch(name)):
+            raise SpanError(f"only audio positions have seconds; {name!r} has none.")
+        if bool((self.roles == Role.AUDIO).any()) and bool(self.seconds.isnan().all()):
+            raise SpanError("the audio positions of this model keep no time: ask for 'audio' without seconds.")
+        return (self.seconds[..., 0] < end) & (self.seconds[..., 1] > start)
+
+    def _what_there_is(self) -> str:
+        roles = [name for name, role in ROLE_NAMES.items() if bool((self.roles == role).any())]
+        return f"Roles in this batch: {', '.join(roles)}; further names: last, attribute, audio[k], any word of the prompt."
+
+
+def _occurrences(word: str | None, text: str) -> list[tuple[int, int]]:
+    """Where ``word`` stands in ``text``: as a whole word if it does anywhere, else as a substring."""
+    if not word:
+        return []
+    whole = [match.span() for match in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text)]
+    return whole or [match.span() for match in re.finditer(re.escape(word), text)]

@@ -1,0 +1,1 @@
+"""One room per experiment, written once against the shared names, for every model."""
