@@ -1,0 +1,56 @@
+"""Look inside large audio-language models, with TransformerLens's names on nnsight's traces.
+
+    import audio_lens_plugin as alp
+
+    lalm = alp.load("toy/qwen2-audio")
+    batch = lalm.prompt("dog.wav", answer="The sound file's animal is", attribute="animal")
+    print(batch)                                # every position, labelled
+    lalm.answer(batch, ["dog", "cat", "cow"])   # what it says
+    alp.logit_lens(lalm, batch, ["dog", "cat", "cow"], positions=["last", "attribute"]).plot()
+
+Public names load on first use, so importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AudioError": "audio",
+    "Clip": "audio",
+    "as_clip": "audio",
+    "LabelError": "labels",
+    "Labels": "labels",
+    "LALM": "lalm",
+    "LoadError": "loading",
+    "families": "loading",
+    "load": "loading",
+    "toys": "loading",
+    "Prompt": "patch",
+    "PromptBatch": "patch",
+    "PromptError": "patch",
+    "Sample": "patch",
+    "SpanError": "spans",
+    "TRACKS": "tracks",
+    "PromptForm": "tracks",
+    "Track": "tracks",
+    "sakura": "datasets",
+    "table": "datasets",
+    "LensResult": "recipes.logit_lens",
+    "logit_lens": "recipes.logit_lens",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,86 @@
+"""The only code that runs inside a traced block, here or on a server.
+
+A server that runs our traces does not have this package: what it executes arrives as source. Hence the rules of this
+room: torch is the only import, imports stand at the top, and there are no classes. Modules arrive as nnsight envoys;
+reading `block.output` waits for the forward pass to reach it, so sites are read in forward order.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+CHUNK_ROWS = 256
+"""Rows that meet the unembedding at once: 256 rows of a 152,000-word vocabulary take 0.16 GB in fp32."""
+
+
+def heads(flat: torch.Tensor, d_head: int) -> torch.Tensor:
+    """Split the last axis into heads: ``[..., heads * d_head] -> [..., heads, d_head]``."""
+    return flat.unflatten(-1, (-1, d_head))
+
+
+SITES: dict[str, Callable[[Any, int], torch.Tensor]] = {
+    "hook_resid_pre": lambda block, d_head: block.input,
+    "ln1.hook_in": lambda block, d_head: block.ln1.input,
+    "ln1.hook_out": lambda block, d_head: block.ln1.output,
+    "attn.hook_q": lambda block, d_head: heads(block.attn.q.output, d_head),
+    "attn.hook_k": lambda block, d_head: heads(block.attn.k.output, d_head),
+    "attn.hook_v": lambda block, d_head: heads(block.attn.v.output, d_head),
+    "attn.hook_z": lambda block, d_head: heads(block.attn.o.input, d_head),
+    "hook_attn_out": lambda block, d_head: block.attn.output[0],
+    "hook_resid_mid": lambda block, d_head: block.ln2.input,
+    "ln2.hook_out": lambda block, d_head: block.ln2.output,
+    "mlp.hook_pre": lambda block, d_head: block.mlp.gate.output,
+    "mlp.hook_pre_linear": lambda block, d_head: getattr(block.mlp, "in").output,
+    "mlp.hook_post": lambda block, d_head: block.mlp.out.input,
+    "hook_mlp_out": lambda block, d_head: block.mlp.output,
+    "hook_resid_post": lambda block, d_head: block.output,
+}
+"""A text block's activations under TransformerLens's hook names, in forward order: how nnsight reads each."""
+
+
+def vocabulary_scores(
+    hidden: torch.Tensor, ln_final: Any, unembed: Any, label_ids: torch.Tensor, top_k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the model would say if it stopped after this layer, for ``[rows, d_model]`` residual states.
+
+    Only `CHUNK_ROWS` rows of logits exist at a time. Scores are fp32 whatever the model's dtype; the norm and the
+    unembedding run in the model's own.
+
+    Returns:
+        label logits ``[rows, labels]``; log of the softmax's denominator ``[rows]``; ids and logits of the ``top_k``
+        best words ``[rows, top_k]``.
+    """
+    device = unembed.weight.device
+    ids = label_ids.to(device)
+    label_logits, log_partition, top_ids, top_logits = [], [], [], []
+    for rows in hidden.to(device).split(CHUNK_ROWS):
+        logits = unembed(ln_final(rows))
+        label_logits.append(logits[:, ids].float())
+        log_partition.append(torch.logsumexp(logits.float(), dim=-1))
+        best = torch.topk(logits, top_k, dim=-1)
+        top_ids.append(best.indices)
+        top_logits.append(best.values.float())
+    return torch.cat(label_logits), torch.cat(log_partition), torch.cat(top_ids), torch.cat(top_logits)
+
+
+def lens(
+    blocks: Any,
+    ln_final: Any,
+    unembed: Any,
+    rows: torch.Tensor,
+    cols: torch.Tensor,
+    label_ids: torch.Tensor,
+    top_k: int,
+) -> list[torch.Tensor]:
+    """The logit lens of all layers at the given (row, position) pairs, in the one forward pass that is running.
+
+    Layer axis: 0 = the embeddings, l = after block l. The final norm is recomputed at every layer.
+
+    Returns:
+        the four tensors of `vocabulary_scores`, each with a leading axis ``layers + 1``.
+    """
+    scores = [vocabulary_scores(blocks[0].input[rows, cols], ln_final, unembed, label_ids, top_k)]
+    for block in blocks:
+        scores.append(vocabulary_scores(block.output[rows, cols], ln_final, unembed, label_ids, top_k))
+    return [torch.stack(layers) for layers in zip(*scores, strict=True)]

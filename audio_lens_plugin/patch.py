@@ -1,0 +1,335 @@
+"""The contract of a model family: what a file in patches/ gives so that every recipe runs on its models.
+
+A prompt becomes positions in four steps, and a family says only what is its own in each:
+
+1. `Family.render`        the chat text as the real model has it, one audio placeholder per clip, and where its words are
+2. `Family.hear`          clips become the model's audio tensors, and the number of positions each clip will take
+3. `build_batch` (shared) placeholders are expanded, the text is tokenised once, every position gets its role
+4. `Family.verify`        tensors whose audio would be dropped, cut or unexpanded are refused before the model runs
+
+To add a family: one file in patches/ with a `Family` subclass and `FAMILY = ThatClass()`. Nothing else is edited; the
+tests in tests/patches run over every family they find. A family's modules are named once, by its TransformerLens
+adapter (`Family.adapter`), and nnsight's names are derived from it.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from typing import Any, ClassVar
+
+import torch
+
+from audio_lens_plugin.audio import Clip
+from audio_lens_plugin.spans import Positions, Role, RowText, Selection
+
+SHOWN_ROWS = 8
+
+
+class PromptError(ValueError):
+    """A prompt, or prepared tensors, that the model would misread."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row: what is played, what is asked, and how the answer begins.
+
+    Attributes:
+        clips: the recordings, in order; may be none.
+        question: the user's words after the clips.
+        options: possible answers, named after the question.
+        answer: the assistant's turn, left open: the model goes on from its last token.
+        system: the system turn; None is the family's default.
+        attribute: the word in answer or question that names the attribute ("animal").
+    """
+
+    clips: tuple[Clip, ...] = ()
+    question: str | None = None
+    options: tuple[str, ...] | None = None
+    answer: str | None = None
+    system: str | None = None
+    attribute: str | None = None
+
+    @property
+    def words(self) -> str | None:
+        """The user's text: the question, then the options."""
+        if self.options is None:
+            return self.question
+        listed = f"Possible options: {', '.join(self.options)}."
+        return listed if self.question is None else f"{self.question} {listed}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt whose right answer is known: a row of an experiment."""
+
+    name: str
+    prompt: Prompt
+    label: str
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt's text before expansion, and the pieces of it that are not template, in order of appearance."""
+
+    text: str
+    pieces: tuple[tuple[str, Role], ...]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Clips as the model takes them: named tensors, and how many positions each clip takes in the sequence."""
+
+    tensors: dict[str, torch.Tensor]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Left-padded model inputs whose every position is labelled. ``print`` it to see them.
+
+    Attributes:
+        prompts: the rows.
+        inputs: what the model's forward takes: ``input_ids`` and ``attention_mask`` [batch, pos], audio tensors.
+        positions: role, text and seconds of every position.
+    """
+
+    prompts: tuple[Prompt, ...]
+    inputs: dict[str, torch.Tensor]
+    positions: Positions
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def at(self, name: str, seconds: tuple[float, float] | None = None) -> Selection:
+        """Positions by name: see `audio_lens_plugin.spans`."""
+        return self.positions.at(name, seconds)
+
+    def __str__(self) -> str:
+        return "\n\n".join(self._lines(row) for row in range(min(len(self), SHOWN_ROWS))) + self._unshown()
+
+    def _repr_html_(self) -> str:
+        return f"<pre style='line-height:1.35'>{escape(str(self))}</pre>"
+
+    def _unshown(self) -> str:
+        hidden = len(self) - SHOWN_ROWS
+        return f"\n\n... and {hidden} more rows" if hidden > 0 else ""
+
+    def _lines(self, row: int) -> str:
+        positions = self.positions
+        length, padding = positions.roles.shape[1], int((positions.roles[row] == Role.PAD).sum())
+        clips = ", ".join(f"{clip.name} ({clip.seconds:.2f} s)" for clip in self.prompts[row].clips) or "no clip"
+        lines = [f"row {row}: {length} positions, {padding} of them padding; {clips}"]
+        for first, past in _runs(positions, row):
+            place = f"{first}" if past == first + 1 else f"{first}-{past - 1}"
+            lines.append(f"{place:>9}  {self._role_name(row, first):<11} {self._time(row, first, past):<13} "
+                         f"{self._tokens(row, first, past)}".rstrip())
+        return "\n".join(lines)
+
+    def _role_name(self, row: int, col: int) -> str:
+        role = Role(int(self.positions.roles[row, col]))
+        return f"audio[{int(self.positions.clips[row, col])}]" if role is Role.AUDIO else role.name.lower()
+
+    def _time(self, row: int, first: int, past: int) -> str:
+        start, end = float(self.positions.seconds[row, first, 0]), float(self.positions.seconds[row, past - 1, 1])
+        return "" if start != start else f"{start:.2f}-{end:.2f} s"  # NaN is not equal to itself
+
+    def _tokens(self, row: int, first: int, past: int) -> str:
+        role = self.positions.roles[row, first]
+        if role == Role.PAD:
+            return ""
+        if role == Role.AUDIO:
+            return f"{self.positions.token_text(row, first)} × {past - first}"
+        return "|".join(self.positions.token_text(row, col).replace("\n", "⏎") for col in range(first, past))
+
+
+class Family(ABC):
+    """What one model family says about itself (see the module's text).
+
+    Class attributes:
+        name: the family's short name.
+        architectures: transformers' class names that it serves.
+        repo_ids: published checkpoints, the first being the one to try.
+        verified: one honest sentence: what was checked, and against what.
+        audio_token: the placeholder that stands for a clip in the text.
+        positions_per_second: audio positions per second of clip; None where the model keeps no time.
+    """
+
+    name: ClassVar[str]
+    architectures: ClassVar[tuple[str, ...]]
+    repo_ids: ClassVar[tuple[str, ...]]
+    verified: ClassVar[str]
+    audio_token: ClassVar[str]
+    positions_per_second: ClassVar[float | None]
+
+    @abstractmethod
+    def model_class(self) -> type[torch.nn.Module]:
+        """The transformers class to load."""
+
+    @abstractmethod
+    def adapter(self) -> type:
+        """The TransformerLens `ArchitectureAdapter` that names the modules, for every library."""
+
+    @abstractmethod
+    def render(self, processor: Any, prompt: Prompt) -> Rendered:
+        """The text of a prompt, with one `audio_token` per clip and the answer left open."""
+
+    @abstractmethod
+    def hear(self, processor: Any, clips: Sequence[Clip], truncate: bool) -> Heard:
+        """Clips as tensors.
+
+        Raises:
+            AudioError: a clip outside the model's window.
+        """
+
+    @abstractmethod
+    def verify(self, module: torch.nn.Module, inputs: Mapping[str, Any]) -> None:
+        """Refuse tensors whose audio would be dropped, cut, or expanded inside the model.
+
+        Raises:
+            PromptError: says what does not fit.
+        """
+
+    @abstractmethod
+    def entrance(self, name: str) -> str:
+        """The module (TransformerLens name) that takes the input ``name``: it decides the input's device."""
+
+
+def build_batch(family: Family, processor: Any, prompts: Sequence[Prompt], truncate: bool = False) -> PromptBatch:
+    """Tokenise prompts into one left-padded batch and label every position.
+
+    Args:
+        truncate: cut clips that are longer than the model's window, with a warning, instead of refusing them.
+
+    Raises:
+        PromptError: an empty batch or prompt, or words that contain the audio placeholder or another special token.
+        AudioError: a clip outside the model's window.
+    """
+    if not prompts:
+        raise PromptError("a batch needs at least one prompt.")
+    for row, prompt in enumerate(prompts):
+        _check_words(family, processor, row, prompt)
+    heard = family.hear(processor, [clip for prompt in prompts for clip in prompt.clips], truncate)
+    rows, first = [], 0
+    for prompt in prompts:
+        counts = heard.counts[first : first + len(prompt.clips)]
+        rows.append(_expand(family, family.render(processor, prompt), counts))
+        first += len(prompt.clips)
+    encoding = processor.tokenizer(
+        [text for text, _, _ in rows],
+        padding=True,
+        padding_side="left",
+        return_offsets_mapping=True,
+        return_tensors="pt",
+    )
+    positions = _label(family, prompts, rows, encoding)
+    inputs = {"input_ids": encoding["input_ids"], "attention_mask": encoding["attention_mask"], **heard.tensors}
+    return PromptBatch(tuple(prompts), inputs, positions)
+
+
+CharRoles = list[tuple[Role, int]]
+"""Role and clip index (-1: none) of every character of a row's text."""
+
+
+def _check_words(family: Family, processor: Any, row: int, prompt: Prompt) -> None:
+    if not (prompt.clips or prompt.words or prompt.answer):
+        raise PromptError(f"prompt {row} is empty: give it a clip, a question or an answer.")
+    special = set(processor.tokenizer.all_special_tokens) | {family.audio_token}
+    for field in ("system", "words", "answer"):
+        found = [token for token in special if token in (getattr(prompt, field) or "")]
+        if found:
+            raise PromptError(f"prompt {row}: its {field} contain the special token {found[0]!r}; pass clips as clips.")
+
+
+def _expand(family: Family, rendered: Rendered, counts: Sequence[int]) -> tuple[str, CharRoles, Sequence[int]]:
+    """The text with every placeholder repeated to its clip's count, and the role of each of its characters."""
+    text, roles, done, clip = "", [], 0, 0
+    for piece, role in rendered.pieces:
+        start = rendered.text.find(piece, done)
+        if start < 0:
+            raise PromptError(f"the chat template lost a part of the prompt: {piece!r} is not in {rendered.text!r}.")
+        text += rendered.text[done:start]
+        roles += [(Role.TEMPLATE, -1)] * (start - done)
+        done = start + len(piece)
+        if role is Role.AUDIO:
+            piece, of_clip, clip = piece * counts[clip], clip, clip + 1
+        else:
+            of_clip = -1
+        text += piece
+        roles += [(role, of_clip)] * len(piece)
+    text += rendered.text[done:]
+    roles += [(Role.TEMPLATE, -1)] * (len(rendered.text) - done)
+    if clip != len(counts):
+        raise PromptError(f"the chat template has {clip} audio placeholders for {len(counts)} clips.")
+    return text, roles, counts
+
+
+def _label(family: Family, prompts: Sequence[Prompt], rows: Sequence[tuple], encoding: Any) -> Positions:
+    mask = encoding["attention_mask"]
+    roles = torch.full(mask.shape, int(Role.PAD))
+    clips = torch.full(mask.shape, -1)
+    seconds = torch.full((*mask.shape, 2), float("nan"))
+    texts = []
+    for row, (prompt, (text, chars, counts)) in enumerate(zip(prompts, rows, strict=True)):
+        offsets = [tuple(pair) for pair in encoding["offset_mapping"][row].tolist()]
+        for col in mask[row].nonzero().flatten().tolist():
+            start, past = offsets[col]
+            # A token belongs where its last character does: a leading space is the sentence before it. Tokens that
+            # the tokenizer adds (a BOS) cover no character and are template.
+            role, clip = chars[past - 1] if past > start else (Role.TEMPLATE, -1)
+            roles[row, col], clips[row, col] = int(role), clip
+        _check_counts(family, row, clips[row], counts)
+        if family.positions_per_second is not None:
+            for clip, count in enumerate(counts):
+                edges = torch.arange(count + 1) / family.positions_per_second
+                seconds[row, clips[row] == clip] = torch.stack([edges[:-1], edges[1:]], dim=-1)
+        texts.append(RowText(text, tuple(offsets), prompt.attribute))
+    return Positions(roles, clips, seconds, tuple(texts))
+
+
+def _check_counts(family: Family, row: int, clips: torch.Tensor, counts: Sequence[int]) -> None:
+    for clip, count in enumerate(counts):
+        found = int((clips == clip).sum())
+        if found != count:
+            raise PromptError(
+                f"row {row}: clip {clip} takes {count} positions but the tokenizer made {found}; "
+                f"is {family.audio_token!r} one special token of this tokenizer?"
+            )
+
+
+def _runs(positions: Positions, row: int) -> list[tuple[int, int]]:
+    """Stretches of positions with one role and one clip: (first, past the last)."""
+    keys = list(zip(positions.roles[row].tolist(), positions.clips[row].tolist(), strict=True))
+    starts = [col for col in range(len(keys)) if col == 0 or keys[col] != keys[col - 1]]
+    return list(zip(starts, [*starts[1:], len(keys)], strict=True))
+
+
+def nnsight_names(components: Mapping[str, Any]) -> dict[str, str]:
+    """nnsight's ``rename`` from an adapter's component mapping: one description of a model for both libraries.
+
+    A top-level component is bound by its full path (``model.language_model.layers`` is ``blocks``), a nested one by the
+    single name it has inside its parent (``self_attn`` is ``attn``), which binds wherever it resolves.
+    """
+    names: dict[str, str] = {}
+    for alias, component in components.items():
+        if component.name:
+            names[component.name] = alias
+            names |= _nested_names(component.submodules)
+    return names
+
+
+def _nested_names(submodules: Mapping[str, Any]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for alias, component in submodules.items():
+        if component.name and re.fullmatch(r"\w+", component.name) and component.name != alias:
+            names[component.name] = alias
+        names |= _nested_names(component.submodules)
+    return names
+
+
+def with_clips(prompt: Prompt, clips: Sequence[Clip]) -> Prompt:
+    """The same prompt with other clips: a control, a corruption."""
+    return replace(prompt, clips=tuple(clips))

@@ -1,0 +1,164 @@
+"""Qwen2-Audio: a Whisper-style audio tower, a linear projector, and a Qwen2 language model.
+
+    audio_encoder             model.audio_tower             32 blocks; 50 frames per second, pooled to 25 positions
+    audio_encoder.blocks[i]   model.audio_tower.layers[i]
+    audio_projector           model.multi_modal_projector
+    embed, blocks, ln_final   model.language_model....      audio positions are overwritten by the projector's output
+    unembed                   lm_head
+
+Source: transformers' `modeling_qwen2_audio` (5.13 to 5.22) and the Qwen2-Audio technical report (arXiv 2407.10759).
+
+Two traps are closed here. The model's forward expands unexpanded placeholders itself, which shifts every position
+computed before; such inputs are refused. And a prompt with audio tokens but no features runs without a sound; refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformer_lens.model_bridge.generalized_components import (
+    AttentionBridge,
+    BlockBridge,
+    LinearBridge,
+    NormalizationBridge,
+    SymbolicBridge,
+)
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+from transformer_lens.model_bridge.supported_architectures.qwen2_audio import Qwen2AudioArchitectureAdapter
+from transformers import Qwen2AudioForConditionalGeneration
+
+from audio_lens_plugin.audio import Clip
+from audio_lens_plugin.patch import Family, Heard, Prompt, PromptError, Rendered
+from audio_lens_plugin.spans import Role
+
+SYSTEM = "You are a helpful assistant."
+MIN_POSITIONS = 2  # the model takes a batch without two adjacent audio tokens for an unexpanded one
+
+
+class HookedQwen2AudioAdapter(Qwen2AudioArchitectureAdapter):
+    """TransformerLens's adapter, with the audio tower opened layer by layer."""
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        # TransformerLens's config describes the language model alone; the tower's head count arrives with the model.
+        self.tower = SimpleNamespace()
+        self.components["audio_encoder"] = GeneralizedComponent(
+            name="model.audio_tower", submodules={"blocks": self._audio_blocks()}
+        )
+
+    def prepare_model(self, hf_model: Any) -> None:
+        super().prepare_model(hf_model)
+        tower = hf_model.config.audio_config
+        self.tower.n_heads, self.tower.d_model = tower.encoder_attention_heads, tower.d_model
+        self.tower.d_head = tower.d_model // tower.encoder_attention_heads
+
+    def _audio_blocks(self) -> BlockBridge:
+        return BlockBridge(
+            name="layers",
+            config=self.cfg,
+            hook_alias_overrides={"hook_mlp_out": "mlp.out.hook_out"},
+            submodules={
+                "ln1": self._audio_norm("self_attn_layer_norm"),
+                "attn": AttentionBridge(
+                    name="self_attn",
+                    config=self.tower,
+                    is_causal=False,
+                    submodules={
+                        "q": LinearBridge(name="q_proj"),
+                        "k": LinearBridge(name="k_proj"),
+                        "v": LinearBridge(name="v_proj"),
+                        "o": LinearBridge(name="out_proj"),
+                    },
+                ),
+                "ln2": self._audio_norm("final_layer_norm"),
+                "mlp": SymbolicBridge(submodules={"in": LinearBridge(name="fc1"), "out": LinearBridge(name="fc2")}),
+            },
+        )
+
+    def _audio_norm(self, name: str) -> NormalizationBridge:
+        # The wrapped LayerNorm runs its own forward: its epsilon is not the language model's.
+        return NormalizationBridge(name=name, config=self.cfg, use_native_layernorm_autograd=True)
+
+
+class Qwen2Audio(Family):
+    """Qwen2-Audio, instruct and base."""
+
+    name = "qwen2_audio"
+    architectures = ("Qwen2AudioForConditionalGeneration",)
+    repo_ids = ("Qwen/Qwen2-Audio-7B-Instruct", "Qwen/Qwen2-Audio-7B")
+    verified = "logits, prompts and every named site against transformers' own class at toy size; real weights not run"
+    audio_token = "<|AUDIO|>"
+    positions_per_second = 25.0
+
+    def model_class(self) -> type[torch.nn.Module]:
+        return Qwen2AudioForConditionalGeneration
+
+    def adapter(self) -> type:
+        return HookedQwen2AudioAdapter
+
+    def render(self, processor: Any, prompt: Prompt) -> Rendered:
+        system = SYSTEM if prompt.system is None else prompt.system
+        turn: list[dict[str, str]] = [{"type": "audio", "audio_url": clip.name} for clip in prompt.clips]
+        if prompt.words:
+            turn.append({"type": "text", "text": prompt.words})
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": turn}]
+        text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        pieces = [(system, Role.SYSTEM)] + [(self.audio_token, Role.AUDIO)] * len(prompt.clips)
+        pieces += [(prompt.words, Role.QUESTION)] if prompt.words else []
+        pieces += [(prompt.answer, Role.ANSWER)] if prompt.answer else []
+        return Rendered(text + (prompt.answer or ""), tuple(pieces))
+
+    def hear(self, processor: Any, clips: Sequence[Clip], truncate: bool) -> Heard:
+        if not clips:
+            return Heard({}, ())
+        extractor = processor.feature_extractor
+        shortest = MIN_POSITIONS / self.positions_per_second
+        ready = [
+            clip.at_rate(extractor.sampling_rate).within(shortest, extractor.chunk_length, truncate) for clip in clips
+        ]
+        features = extractor(
+            [clip.waveform for clip in ready],
+            sampling_rate=extractor.sampling_rate,
+            padding="max_length",
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        tensors = {
+            "input_features": features["input_features"],
+            "feature_attention_mask": features["attention_mask"].contiguous().clone(),
+        }
+        return Heard(tensors, tuple(positions_of(tensors["feature_attention_mask"]).tolist()))
+
+    def verify(self, module: torch.nn.Module, inputs: Mapping[str, Any]) -> None:
+        ids = inputs.get("input_ids")
+        if ids is None:
+            return
+        is_audio = ids == module.config.audio_token_id
+        in_text = int(is_audio.sum())
+        if inputs.get("input_features") is None:
+            if in_text:
+                raise PromptError(f"the text has {in_text} audio tokens but no input_features: the audio would be lost.")
+            return
+        if inputs.get("feature_attention_mask") is None:
+            raise PromptError("input_features need their feature_attention_mask: clip lengths are unknown without it.")
+        in_audio = int(positions_of(inputs["feature_attention_mask"]).sum())
+        if in_text != in_audio or not bool((is_audio[:, 1:] & is_audio[:, :-1]).any()):
+            raise PromptError(
+                f"the text has {in_text} audio tokens for {in_audio} audio positions. Placeholders must be expanded and "
+                "uncut before the model runs: build prompts with lalm.prompt(...), and do not limit their length."
+            )
+
+    def entrance(self, name: str) -> str:
+        return "audio_encoder" if name in ("input_features", "feature_attention_mask") else "embed"
+
+
+def positions_of(feature_mask: torch.Tensor) -> torch.Tensor:
+    """Positions per clip from its count of 10 ms mel frames: a stride-2 convolution, then pooling by two."""
+    frames = feature_mask.sum(-1)
+    return (((frames - 1) // 2 + 1) - 2) // 2 + 1
+
+
+FAMILY = Qwen2Audio()
