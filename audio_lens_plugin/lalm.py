@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -152,6 +153,13 @@ class LALM:
     def dtype(self) -> torch.dtype:
         """Dtype of the weights."""
         return self.module.dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells two checkpoints of one name apart: a hash of the configuration and of the final norm's weights."""
+        state = self.ln_final._module.state_dict()
+        weights = b"".join(state[name].float().cpu().numpy().tobytes() for name in sorted(state))
+        return hashlib.sha256(self.module.config.to_json_string().encode() + weights).hexdigest()[:16]
 
     def prompt(
         self,

@@ -1,0 +1,214 @@
+"""Clips with known labels, ready to be asked about: SAKURA as published, and any table of clips.
+
+    sakura("SAKURA/data/Animal")                       the published layout: metadata.csv beside audio/
+    table("clips.csv", "emotion", track="Emotion")     any CSV, JSONL or parquet with a path and a label column
+    table(hf_dataset, "label", track="Gender")         a Hugging Face dataset with an audio column
+
+A `ClipSet` knows its `Track`: which words ask for the attribute and which answers are possible. Clips are read one by
+one when they are needed; that all of them are there is checked at once, before anything runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from audio_lens_plugin.audio import as_clip
+from audio_lens_plugin.patch import Prompt, Sample
+from audio_lens_plugin.tracks import TRACKS, PromptForm, Track
+
+PATH_COLUMNS = ("file", "file_name", "path", "audio")
+READERS = {
+    ".csv": pd.read_csv,
+    ".tsv": lambda path, **options: pd.read_csv(path, sep="\t", **options),
+    ".jsonl": lambda path, **options: pd.read_json(path, lines=True, **options),
+    ".parquet": lambda path, dtype: pd.read_parquet(path),
+}
+
+
+class DatasetError(ValueError):
+    """A table that does not describe clips with labels; the message names file and rows."""
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """Recordings with labels of one track.
+
+    Attributes:
+        name: for headers and messages.
+        track: how the attribute is asked for.
+        names: one name per clip.
+        sources: what `as_clip` takes, one per clip.
+        labels: the true label of each clip, as the track writes it.
+    """
+
+    name: str
+    track: Track
+    names: tuple[str, ...]
+    sources: Sequence[Any]
+    labels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def samples(self, form: PromptForm | str = "open+is") -> Samples:
+        """Every clip asked about in this form; clips are read when a sample is taken."""
+        return Samples(self, PromptForm.parse(form) if isinstance(form, str) else form)
+
+
+@dataclass(frozen=True)
+class Samples(Sequence[Sample]):
+    """A clip set in one prompt form: a sequence of `Sample`."""
+
+    clips: ClipSet
+    form: PromptForm
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        track = self.clips.track
+        prompt = Prompt(
+            clips=(as_clip(self.clips.sources[index]),) if self.form.audio else (),
+            question=self.form.question(track),
+            options=self.form.options(track),
+            answer=self.form.answer(track),
+            attribute=track.attribute,
+        )
+        return Sample(self.clips.names[index], prompt, self.clips.labels[index])
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+
+def sakura(folder: str | os.PathLike[str]) -> ClipSet:
+    """One SAKURA track as published: ``metadata.csv`` with ``file`` (or ``file_name``) and ``attribute_label``, beside
+    ``audio/``. The folder's name is the track's.
+
+    Raises:
+        DatasetError: no such track, no metadata, a missing file or an unknown label (with its row).
+    """
+    folder = Path(folder)
+    if folder.name not in TRACKS:
+        raise DatasetError(f"{folder} is no SAKURA track: its name must be one of {', '.join(TRACKS)}.")
+    frame = _read(folder / "metadata.csv")
+    return _from_frame(frame, folder / "audio", "attribute_label", TRACKS[folder.name], str(folder / "metadata.csv"))
+
+
+def table(source: Any, label: str, track: Track | str) -> ClipSet:
+    """Any table of clips.
+
+    Args:
+        source: a CSV, TSV, JSONL or parquet file with a column of paths (``file``, ``file_name``, ``path`` or
+            ``audio``; relative ones start at the table's folder, or at ``audio/`` in it), a data frame with absolute
+            paths, or a Hugging Face dataset with an ``audio`` column.
+        label: the column of labels.
+        track: how the attribute is asked for: a `Track`, or the name of one of SAKURA's four.
+
+    Raises:
+        DatasetError: a missing column, file or label (with its row).
+    """
+    track = _track(track)
+    if isinstance(source, pd.DataFrame):
+        return _from_frame(source, Path(), label, track, "data frame")
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        return _from_frame(_read(path), path.parent, label, track, str(path))
+    return _from_hugging_face(source, label, track)
+
+
+def toy_clips(toy: str | os.PathLike[str], track: str) -> ClipSet:
+    """The held-out clips that ship with a toy, those that have a label of this track.
+
+    Args:
+        toy: the toy's folder (see `loading.toys`).
+        track: one of SAKURA's four.
+    """
+    path = Path(toy) / "clips" / "metadata.csv"
+    frame = _read(path)
+    column = TRACKS[track].attribute
+    return _from_frame(frame[frame[column].notna()], path.parent, column, TRACKS[track], str(path))
+
+
+def _track(track: Track | str) -> Track:
+    if isinstance(track, Track):
+        return track
+    if track not in TRACKS:
+        raise DatasetError(f"{track!r} is no known track ({', '.join(TRACKS)}); describe yours with a Track.")
+    return TRACKS[track]
+
+
+def _read(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise DatasetError(f"{path}: there is no such file.")
+    if path.suffix not in READERS:
+        raise DatasetError(f"{path}: a table of clips is one of {', '.join(READERS)}.")
+    try:
+        return READERS[path.suffix](path, dtype=str)
+    except (ValueError, OSError) as error:
+        raise DatasetError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from error
+
+
+def _from_frame(frame: pd.DataFrame, folder: Path, label: str, track: Track, name: str) -> ClipSet:
+    columns = [column for column in PATH_COLUMNS if column in frame.columns]
+    if not columns:
+        raise DatasetError(f"{name}: no column of paths; one of {', '.join(PATH_COLUMNS)} is needed, "
+                           f"there are {', '.join(map(str, frame.columns))}.")
+    if label not in frame.columns:
+        raise DatasetError(f"{name}: no column {label!r}; there are {', '.join(map(str, frame.columns))}.")
+    if frame.empty:
+        raise DatasetError(f"{name}: there are no clips in it.")
+    files = [str(value).strip() for value in frame[columns[0]]]
+    paths = [_find(folder, file) for file in files]
+    missing = [f"row {_row(frame, place)}: {files[place]}" for place, path in enumerate(paths) if path is None]
+    if missing:
+        shown = "\n  ".join(missing[:10]) + (f"\n  ... and {len(missing) - 10} more" if len(missing) > 10 else "")
+        raise DatasetError(f"{name}: {len(missing)} of {len(files)} clips are not in {folder}:\n  {shown}")
+    labels = _labels(list(frame[label]), [_row(frame, place) for place in range(len(frame))], track, name)
+    return ClipSet(name, track, tuple(files), tuple(paths), labels)
+
+
+def _row(frame: pd.DataFrame, place: int) -> int:
+    """The row as a reader of the file counts: from 1, without the header."""
+    return int(frame.index[place]) + 1
+
+
+def _find(folder: Path, file: str) -> Path | None:
+    for path in (folder / file, folder / "audio" / file):
+        if path.is_file():
+            return path
+    return None
+
+
+def _labels(values: Sequence[Any], rows: Sequence[int], track: Track, name: str) -> tuple[str, ...]:
+    """Labels as the track writes them; spaces around them and their case do not count."""
+    known = {label.casefold(): label for label in track.labels}
+    cleaned = [str(value).strip().casefold() for value in values]
+    unknown = [f"row {row}: {value!r}" for row, value, label in zip(rows, values, cleaned, strict=True) if label not in known]
+    if unknown:
+        raise DatasetError(
+            f"{name}: {len(unknown)} labels are none of {', '.join(track.labels)}: {'; '.join(unknown[:10])}."
+        )
+    return tuple(known[label] for label in cleaned)
+
+
+def _from_hugging_face(dataset: Any, label: str, track: Track) -> ClipSet:
+    columns = list(getattr(dataset, "column_names", None) or [])
+    for column in ("audio", label):
+        if column not in columns:
+            raise DatasetError(f"the dataset has no column {column!r}; there are {', '.join(columns) or 'none'}.")
+    from datasets import Audio
+
+    encoded = dataset.cast_column("audio", Audio(decode=False))
+    feature = dataset.features[label]
+    values = [feature.int2str(value) if hasattr(feature, "int2str") else value for value in dataset[label]]
+    names = [os.path.basename(str(audio.get("path") or f"row {row}")) for row, audio in enumerate(encoded["audio"])]
+    labels = _labels(values, range(1, len(values) + 1), track, "dataset")
+    return ClipSet("dataset", track, tuple(names), encoded["audio"], labels)

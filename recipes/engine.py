@@ -1,0 +1,136 @@
+"""The engine room: recipes describe what to compute for a batch of samples, this room runs it.
+
+Samples are taken in batches, in order. A batch that is finished lies on disk under a key made of everything that
+decides its numbers (model, settings, prompts, the audio itself), so a second start computes only what is missing.
+Where memory runs out, the batch is halved and the sweep goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import ProgressColumn, Task
+from rich.text import Text
+
+from audio_lens_plugin.lalm import LALM
+from audio_lens_plugin.patch import Sample
+from audio_lens_plugin.results import Header
+
+PARTS = "parts"
+
+
+class Part(Protocol):
+    """A result of some of the samples that can be stored."""
+
+    def save(self, folder: Path) -> Path: ...
+
+
+P = TypeVar("P", bound=Part)
+
+
+def header_of(lalm: LALM, recipe: str, form: str, labels: Sequence[str], options: dict[str, Any]) -> Header:
+    """The header of a result of this model."""
+    return Header(
+        recipe=recipe,
+        model=lalm.name,
+        revision=lalm.revision,
+        weights=lalm.fingerprint,
+        dtype=str(lalm.dtype).removeprefix("torch."),
+        attention=lalm.module.config._attn_implementation,
+        form=form,
+        labels=tuple(labels),
+        options=options,
+    )
+
+
+def sweep(
+    samples: Sequence[Sample],
+    compute: Callable[[Sequence[Sample]], P],
+    concat: Callable[[Sequence[P]], P],
+    load: Callable[[Path], P],
+    *,
+    header: Header,
+    batch_size: int,
+    folder: Path | None,
+    progress: bool,
+) -> P:
+    """Run ``compute`` over all samples in batches.
+
+    Args:
+        concat: joins the parts, in order.
+        load: reads a stored part.
+        folder: where finished batches are kept; None keeps nothing.
+
+    Raises:
+        ValueError: no samples.
+    """
+    if not len(samples):
+        raise ValueError("there are no samples to run.")
+    parts = []
+    with _progress_bar(progress) as bar:
+        task = bar.add_task(header.recipe, total=len(samples))
+        for start in range(0, len(samples), batch_size):
+            batch = [samples[index] for index in range(start, min(start + batch_size, len(samples)))]
+            parts.append(_stored(batch, compute, concat, load, header, folder))
+            bar.advance(task, len(batch))
+    return concat(parts)
+
+
+def _stored(batch, compute, concat, load, header: Header, folder: Path | None):  # type: ignore[no-untyped-def]
+    if folder is None:
+        return _halving(batch, compute, concat)
+    place = folder / PARTS / part_key(header, batch)
+    if place.is_dir():
+        return load(place)
+    part = _halving(batch, compute, concat)
+    part.save(place)
+    return part
+
+
+def _halving(batch: Sequence[Sample], compute: Callable[[Sequence[Sample]], P], concat: Callable) -> P:
+    try:
+        return compute(batch)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+    # Outside the except block: there the error would still hold the tensors of the failed pass.
+    middle = len(batch) // 2
+    return concat([_halving(half, compute, concat) for half in (batch[:middle], batch[middle:])])
+
+
+def part_key(header: Header, batch: Sequence[Sample]) -> str:
+    """A name for what decides a batch's numbers: equal key, equal numbers."""
+    described = [asdict(header), [_describe(sample) for sample in batch]]
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _describe(sample: Sample) -> list[Any]:
+    prompt = sample.prompt
+    words = [prompt.question, prompt.options, prompt.answer, prompt.system, prompt.attribute]
+    return [sample.name, sample.label, [clip.digest for clip in prompt.clips], words]
+
+
+class _Rate(ProgressColumn):
+    """Samples per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.1f} clips/s", style="progress.data.speed")
+
+
+def _progress_bar(show: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        disable=not show,
+    )

@@ -1,0 +1,400 @@
+"""The logit lens: which answer would the model give if it stopped after layer l?
+
+The method, after AudioLens (arXiv 2506.05140, section 3, and its code), with its symbols:
+
+1. The state h at layer l and position i goes through the final norm and the unembedding; the softmax over the whole
+   vocabulary gives p. Layer 0 is the embeddings, layer l the output of block l, so layer L is the model's own output.
+2. Among a track's labels Y, each is read by the first token of its word.
+3. The information score I(l, i) is the share of samples whose true label has the highest p among the labels.
+4. Success and failure curves: the mean p of the true label over samples that the model answers rightly or wrongly.
+5. The critical layer is the mean of l weighted by s(l) = max(0, I(l) - (1 + a) / |Y|), with a = 0.2.
+
+All layers come from ONE forward pass, and only the asked-for positions meet the unembedding.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+
+from audio_lens_plugin import ops
+from audio_lens_plugin.labels import Labels
+from audio_lens_plugin.lalm import LALM
+from audio_lens_plugin.patch import PromptBatch, Sample
+from audio_lens_plugin.recipes.engine import header_of, sweep
+from audio_lens_plugin.results import Header, bootstrap_mean, load_tables, same_header, save_tables
+from audio_lens_plugin.spans import Role
+
+RECIPE = "logit_lens"
+SAMPLE_COLUMNS = ["sample", "truth", "answer"]
+ROW_COLUMNS = ["sample", "span", "index", "position", "token", "start", "end"]
+
+
+@dataclass(frozen=True)
+class CriticalLayer:
+    """Where the answer is decided (equation 2 of the paper): a weighted mean of layers, from 1.
+
+    Attributes:
+        layer: the critical layer; None where no layer's score exceeds the threshold: it is undefined.
+        threshold: (1 + a) / number of labels.
+        best: the highest information score of any layer.
+    """
+
+    layer: float | None
+    threshold: float
+    best: float
+
+    def __str__(self) -> str:
+        if self.layer is None:
+            return f"undefined: no layer's information score exceeds {self.threshold:.3f} (the best is {self.best:.3f})"
+        return f"{self.layer:.2f}"
+
+
+@dataclass(frozen=True)
+class LensResult:
+    """What the lens saw. Rows are (sample, position) pairs; the layer axis starts with the embeddings.
+
+    Attributes:
+        header: where it came from; ``header.labels`` names the label axis.
+        samples: one line per sample: ``sample``, ``truth`` (None where unknown), ``answer`` (the label on top at the
+            last layer and position).
+        rows: one line per row: ``sample`` (index into samples), ``span`` (the name asked for), ``index`` within the
+            span, ``position`` (counted without padding), ``token``, ``start`` and ``end`` (seconds, audio only).
+        label_logits: logit of each label.
+        log_partition: log of the softmax's denominator, so that log p = logit - log_partition.
+        top_ids: the best words of each layer and row, as token ids; empty without ``top_k``.
+        top_log_probs: their log-probabilities.
+        top_words: the text of every id in ``top_ids``.
+    """
+
+    header: Header
+    samples: pd.DataFrame
+    rows: pd.DataFrame
+    label_logits: Float[torch.Tensor, "layers rows labels"]
+    log_partition: Float[torch.Tensor, "layers rows"]
+    top_ids: Int[torch.Tensor, "layers rows top"]
+    top_log_probs: Float[torch.Tensor, "layers rows top"]
+    top_words: dict[int, str]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label words."""
+        return self.header.labels
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks; the layer axis has one entry more."""
+        return len(self.label_logits) - 1
+
+    @property
+    def spans(self) -> list[str]:
+        """The names of the positions that were read, as asked for."""
+        return list(dict.fromkeys(self.rows["span"]))
+
+    @property
+    def log_probs(self) -> Float[torch.Tensor, "layers rows labels"]:
+        """Log-probability of each label over the whole vocabulary."""
+        return self.label_logits - self.log_partition[..., None]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of samples that the model answers rightly, restricted to the labels."""
+        known = self._with_truth()
+        return float((known["truth"] == known["answer"]).mean())
+
+    def information(self, seed: int = 0) -> pd.DataFrame:
+        """The information score per span and layer, with a 95 % bootstrap interval over samples.
+
+        A span of several positions counts, for each sample, the share of its positions that have the true label on
+        top.
+
+        Returns:
+            columns ``span, layer, score, low, high, chance, samples``.
+
+        Raises:
+            ValueError: the true labels are not known.
+        """
+        tables = []
+        for span in self.spans:
+            right = self._per_sample(span, self._is_right())
+            mean, low, high = bootstrap_mean(right, seed)
+            table = pd.DataFrame({"span": span, "layer": range(len(mean)), "score": mean, "low": low, "high": high})
+            tables.append(table.assign(chance=1 / len(self.labels), samples=len(right)))
+        return pd.concat(tables, ignore_index=True)
+
+    def curves(self, seed: int = 0) -> pd.DataFrame:
+        """Mean probability of the true label over samples answered rightly and wrongly, per span and layer.
+
+        Returns:
+            columns ``span, outcome, layer, probability, low, high, samples``; an outcome without samples has NaN.
+
+        Raises:
+            ValueError: the true labels are not known.
+        """
+        known = self._with_truth()
+        success = (known["truth"] == known["answer"]).to_numpy()
+        tables = []
+        for span in self.spans:
+            values = self._per_sample(span, self._true_probability())
+            of_span = success[self._samples_with(span)]
+            for outcome, chosen in (("success", of_span), ("failure", ~of_span)):
+                mean, low, high = bootstrap_mean(values[chosen], seed)
+                table = pd.DataFrame({"span": span, "outcome": outcome, "layer": range(len(mean))})
+                tables.append(table.assign(probability=mean, low=low, high=high, samples=int(chosen.sum())))
+        return pd.concat(tables, ignore_index=True)
+
+    def critical_layer(self, span: str = "last", a: float = 0.2) -> CriticalLayer:
+        """The critical layer of a span. The embeddings (layer 0) are no layer and carry no weight.
+
+        Raises:
+            ValueError: the true labels are not known, or the span was not read.
+        """
+        score = self._per_sample(self._known_span(span), self._is_right()).mean(axis=0)[1:]
+        threshold = (1 + a) / len(self.labels)
+        weights = np.maximum(0.0, score - threshold)
+        layers = np.arange(1, len(score) + 1)
+        layer = float((weights * layers).sum() / weights.sum()) if weights.sum() > 0 else None
+        return CriticalLayer(layer, threshold, float(score.max()))
+
+    def to_frame(self) -> pd.DataFrame:
+        """Tidy: one line per sample, position, layer and label, with its logit and log-probability."""
+        layers, rows, labels = self.label_logits.shape
+        row, layer, label = np.meshgrid(range(rows), range(layers), range(labels), indexing="ij")
+        frame = self.rows.iloc[row.ravel()].reset_index(drop=True)
+        about = self.samples.iloc[frame["sample"]].reset_index(drop=True)
+        frame = frame.assign(sample=about["sample"], truth=about["truth"], answer=about["answer"])
+        return frame.assign(
+            layer=layer.ravel(),
+            label=np.array(self.labels)[label.ravel()],
+            logit=self.label_logits.transpose(0, 1).flatten().numpy(),
+            log_prob=self.log_probs.transpose(0, 1).flatten().numpy(),
+        )
+
+    def top_frame(self) -> pd.DataFrame:
+        """The best words: one line per sample, position, layer and rank (from 0). Empty without ``top_k``."""
+        layers, rows, top = self.top_ids.shape
+        row, layer, rank = np.meshgrid(range(rows), range(layers), range(top), indexing="ij")
+        frame = self.rows.iloc[row.ravel()].reset_index(drop=True)
+        ids = self.top_ids.transpose(0, 1).flatten().tolist()
+        return frame.assign(
+            sample=self.samples["sample"].iloc[frame["sample"]].to_numpy(),
+            layer=layer.ravel(),
+            rank=rank.ravel(),
+            word=[self.top_words[token] for token in ids],
+            token_id=ids,
+            log_prob=self.top_log_probs.transpose(0, 1).flatten().numpy(),
+        )
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``logit_lens.json`` and parquet tables into a folder; `LensResult.load` reads it back."""
+        layers, rows = self.log_partition.shape
+        partition = pd.DataFrame(
+            {
+                "row": np.repeat(range(rows), layers),
+                "layer": np.tile(range(layers), rows),
+                "log_partition": self.log_partition.T.flatten().numpy(),
+            }
+        )
+        tables = {"lens": self.to_frame(), "samples": self.samples, "rows": self.rows, "partition": partition}
+        return save_tables(folder, self.header, {**tables, "top": self.top_frame()})
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> LensResult:
+        """Read a saved result.
+
+        Raises:
+            ResultError: the folder holds none.
+        """
+        header, tables = load_tables(folder, RECIPE)
+        rows, layers = len(tables["rows"]), int(tables["partition"]["layer"].max()) + 1
+        top = tables["top"]
+
+        def tensor(column: pd.Series, *shape: int) -> torch.Tensor:
+            return torch.from_numpy(column.to_numpy().copy()).reshape(rows, layers, *shape).transpose(0, 1).contiguous()
+
+        return cls(
+            header=header,
+            samples=tables["samples"],
+            rows=tables["rows"],
+            label_logits=tensor(tables["lens"]["logit"], len(header.labels)),
+            log_partition=tensor(tables["partition"]["log_partition"]),
+            top_ids=tensor(top["token_id"].astype("int64"), len(top) // (rows * layers)),
+            top_log_probs=tensor(top["log_prob"].astype("float32"), len(top) // (rows * layers)),
+            top_words=dict(zip(top["token_id"].tolist(), top["word"].tolist(), strict=True)),
+        )
+
+    @classmethod
+    def concat(cls, parts: Sequence[LensResult]) -> LensResult:
+        """Join the results of several batches of one experiment.
+
+        Raises:
+            ResultError: they come from different experiments.
+        """
+        offsets = np.cumsum([0] + [len(part.samples) for part in parts])
+        rows = [part.rows.assign(sample=part.rows["sample"] + offset) for part, offset in zip(parts, offsets, strict=False)]
+        return cls(
+            header=same_header([part.header for part in parts]),
+            samples=pd.concat([part.samples for part in parts], ignore_index=True),
+            rows=pd.concat(rows, ignore_index=True),
+            label_logits=torch.cat([part.label_logits for part in parts], dim=1),
+            log_partition=torch.cat([part.log_partition for part in parts], dim=1),
+            top_ids=torch.cat([part.top_ids for part in parts], dim=1),
+            top_log_probs=torch.cat([part.top_log_probs for part in parts], dim=1),
+            top_words={token: word for part in parts for token, word in part.top_words.items()},
+        )
+
+    def plot(self) -> Any:
+        """A matplotlib figure: scores and curves where truths are known, else the labels of each sample by layer."""
+        from audio_lens_plugin.recipes import lens_figures
+
+        return lens_figures.overview(self)
+
+    def plot_sample(self, sample: int = 0, label: str | None = None) -> Any:
+        """A heatmap of one sample, layers by positions: the probability of a label (the true one if None)."""
+        from audio_lens_plugin.recipes import lens_figures
+
+        return lens_figures.sample_heatmap(self, sample, label)
+
+    def _repr_html_(self) -> str:
+        head = f"<p><b>logit lens</b> of {self.header.model}: {len(self.samples)} samples, {self.n_layers} layers, "
+        head += f"positions {', '.join(self.spans)}, labels {', '.join(self.labels)}</p>"
+        if self.samples["truth"].isna().any():
+            return head + self.samples.to_html(index=False)
+        scores = self.information().pivot_table(index="layer", columns="span", values="score", sort=False)
+        return head + f"<p>critical layer (last): {self.critical_layer()}</p>" + scores.to_html(float_format="{:.3f}".format)
+
+    def _with_truth(self) -> pd.DataFrame:
+        if self.samples["truth"].isna().any():
+            raise ValueError("the true labels of these samples are not known; run the lens on samples, not on a bare batch.")
+        return self.samples
+
+    def _known_span(self, span: str) -> str:
+        if span not in self.spans:
+            raise ValueError(f"{span!r} was not read; this result has {self.spans}.")
+        return span
+
+    def _truth_of_rows(self) -> torch.Tensor:
+        index = {word: place for place, word in enumerate(self.labels)}
+        truths = self._with_truth()["truth"].map(index).to_numpy()
+        return torch.from_numpy(truths[self.rows["sample"].to_numpy()].astype("int64"))
+
+    def _is_right(self) -> Float[np.ndarray, "layers rows"]:
+        return (self.label_logits.argmax(-1) == self._truth_of_rows()).double().numpy()
+
+    def _true_probability(self) -> Float[np.ndarray, "layers rows"]:
+        truth = self._truth_of_rows().expand(len(self.label_logits), -1)
+        return self.log_probs.gather(-1, truth[..., None])[..., 0].exp().double().numpy()
+
+    def _samples_with(self, span: str) -> np.ndarray:
+        return np.unique(self.rows.loc[self.rows["span"] == span, "sample"].to_numpy())
+
+    def _per_sample(self, span: str, values: Float[np.ndarray, "layers rows"]) -> Float[np.ndarray, "samples layers"]:
+        """The mean of a span's positions within each sample that has them."""
+        chosen = (self.rows["span"] == span).to_numpy()
+        table = pd.DataFrame(values[:, chosen].T)
+        return table.groupby(self.rows.loc[chosen, "sample"].to_numpy(), sort=True).mean().to_numpy()
+
+
+def logit_lens(
+    lalm: LALM,
+    data: Sequence[Sample] | PromptBatch,
+    labels: Labels | Sequence[str],
+    positions: Sequence[str] = ("last",),
+    *,
+    top_k: int = 0,
+    form: str = "custom",
+    truncate: bool = False,
+    batch_size: int = 8,
+    folder: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> LensResult:
+    """Read every layer of a model at named positions, in one forward pass per batch.
+
+    Args:
+        data: samples whose answers are known, or one batch from ``lalm.prompt(...)``.
+        labels: the label words, or their tokens.
+        positions: names of positions (see `spans`); ``last`` is always read, too, since it holds the model's answer.
+        top_k: also keep this many best words of the whole vocabulary per layer and position.
+        form: the prompt form, for the header.
+        truncate: cut clips of samples that are longer than the model's window, with a warning.
+        folder: keep finished batches here and go on from them.
+
+    Raises:
+        LabelError: labels that begin with the same token.
+        SpanError: a position that no prompt has.
+    """
+    labels = labels if isinstance(labels, Labels) else lalm.labels(labels)
+    spans = list(dict.fromkeys([*positions, "last"]))
+    first_tokens = labels.first  # a collision is told before the work starts
+    options = {"positions": spans, "top_k": top_k, "label_form": labels.form, "truncate": truncate}
+    header = header_of(lalm, RECIPE, form, labels.words, options)
+    if isinstance(data, PromptBatch):
+        return _read(lalm, data, [str(row) for row in range(len(data))], [None] * len(data), first_tokens, header)
+
+    def compute(samples: Sequence[Sample]) -> LensResult:
+        batch = lalm.batch([sample.prompt for sample in samples], truncate)
+        truths = [labels.words[labels.index(sample.label)] for sample in samples]
+        return _read(lalm, batch, [sample.name for sample in samples], truths, first_tokens, header)
+
+    return sweep(
+        data,
+        compute,
+        LensResult.concat,
+        LensResult.load,
+        header=header,
+        batch_size=batch_size,
+        folder=None if folder is None else Path(folder),
+        progress=progress,
+    )
+
+
+def _read(
+    lalm: LALM,
+    batch: PromptBatch,
+    names: Sequence[str],
+    truths: Sequence[str | None],
+    first_tokens: Int[torch.Tensor, " labels"],
+    header: Header,
+) -> LensResult:
+    selections = [batch.at(span) for span in header.options["positions"]]
+    rows, cols = (torch.cat([getattr(chosen, axis) for chosen in selections]) for axis in ("rows", "cols"))
+    pairs, back = torch.unique(torch.stack([rows, cols]), dim=1, return_inverse=True)
+    top_k = header.options["top_k"]
+    with torch.no_grad(), lalm.trace(batch, use_cache=False) as tracer:
+        scores = ops.lens(lalm.blocks, lalm.ln_final, lalm.unembed, pairs[0], pairs[1], first_tokens, top_k).save()
+        tracer.stop()
+    label_logits, log_partition, top_ids, top_logits = (score.cpu()[:, back] for score in scores)
+    is_last = torch.tensor([chosen.name == "last" for chosen in selections for _ in range(len(chosen))])
+    answers = [header.labels[index] for index in label_logits[-1, is_last].argmax(-1).tolist()]
+    return LensResult(
+        header=header,
+        samples=pd.DataFrame({"sample": list(names), "truth": list(truths), "answer": answers}, columns=SAMPLE_COLUMNS),
+        rows=_row_table(batch, selections),
+        label_logits=label_logits,
+        log_partition=log_partition,
+        top_ids=top_ids,
+        top_log_probs=top_logits - log_partition[..., None],
+        top_words={token: lalm.tokenizer.decode([token]) for token in top_ids.unique().tolist()},
+    )
+
+
+def _row_table(batch: PromptBatch, selections: Sequence[Any]) -> pd.DataFrame:
+    positions = batch.positions
+    first = (positions.roles != Role.PAD).int().argmax(dim=1)
+    lines = []
+    for chosen in selections:
+        seen: dict[int, int] = {}
+        for row, col in zip(chosen.rows.tolist(), chosen.cols.tolist(), strict=True):
+            index = seen[row] = seen.get(row, -1) + 1
+            start, end = positions.seconds[row, col].tolist()
+            token = positions.token_text(row, col)
+            lines.append((row, chosen.name, index, col - int(first[row]), token, start, end))
+    return pd.DataFrame(lines, columns=ROW_COLUMNS)
