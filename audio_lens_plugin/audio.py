@@ -139,7 +139,8 @@ def _from_mapping(row: Mapping[str, Any]) -> Clip:
     if row.get("path") is not None:
         return as_clip(row["path"])
     raise AudioError(
-        f"a dictionary with the keys {sorted(row)} is no audio: it needs 'array' and 'sampling_rate', 'bytes', or 'path'."
+        f"a dictionary with the keys {sorted(row)} is no audio: it needs 'array' and 'sampling_rate', or 'bytes', "
+        "or 'path'."
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf, build_bridge_from_module
+from transformers import PreTrainedModel
 
 from audio_lens_plugin.patch import Family, nnsight_names
 
@@ -24,7 +25,7 @@ def shared_names(family: Family, hf_config: Any) -> dict[str, str]:
     return nnsight_names(family.adapter()(cfg).components)
 
 
-def bridge_of(family: Family, module: torch.nn.Module, tokenizer: Any, name: str) -> TransformerBridge:
+def bridge_of(family: Family, module: PreTrainedModel, tokenizer: Any, name: str) -> TransformerBridge:
     """A `TransformerBridge` whose weights are the module's own (no copy); hooks on one leave the other alone."""
     for architecture in family.architectures:
         ArchitectureAdapterFactory.register_adapter(architecture, family.adapter())
@@ -34,7 +35,7 @@ def bridge_of(family: Family, module: torch.nn.Module, tokenizer: Any, name: str
     )
 
 
-def weight_sharing_twin(module: torch.nn.Module) -> torch.nn.Module:
+def weight_sharing_twin(module: PreTrainedModel) -> PreTrainedModel:
     """A second module of the same class and configuration that holds the very same parameters and buffers."""
     memo = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
     memo[id(module.config)] = copy.deepcopy(module.config)

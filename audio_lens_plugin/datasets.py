@@ -23,7 +23,7 @@ from audio_lens_plugin.patch import Prompt, Sample
 from audio_lens_plugin.tracks import TRACKS, PromptForm, Track
 
 PATH_COLUMNS = ("file", "file_name", "path", "audio")
-READERS = {
+READERS: dict[str, Any] = {
     ".csv": pd.read_csv,
     ".tsv": lambda path, **options: pd.read_csv(path, sep="\t", **options),
     ".jsonl": lambda path, **options: pd.read_json(path, lines=True, **options),
@@ -159,8 +159,10 @@ def _read(path: Path) -> pd.DataFrame:
 def _from_frame(frame: pd.DataFrame, folder: Path, label: str, track: Track, name: str) -> ClipSet:
     columns = [column for column in PATH_COLUMNS if column in frame.columns]
     if not columns:
-        raise DatasetError(f"{name}: no column of paths; one of {', '.join(PATH_COLUMNS)} is needed, "
-                           f"there are {', '.join(map(str, frame.columns))}.")
+        raise DatasetError(
+            f"{name}: no column of paths; one of {', '.join(PATH_COLUMNS)} is needed, "
+            f"there are {', '.join(map(str, frame.columns))}."
+        )
     if label not in frame.columns:
         raise DatasetError(f"{name}: no column {label!r}; there are {', '.join(map(str, frame.columns))}.")
     if frame.empty:
@@ -191,7 +193,9 @@ def _labels(values: Sequence[Any], rows: Sequence[int], track: Track, name: str)
     """Labels as the track writes them; spaces around them and their case do not count."""
     known = {label.casefold(): label for label in track.labels}
     cleaned = [str(value).strip().casefold() for value in values]
-    unknown = [f"row {row}: {value!r}" for row, value, label in zip(rows, values, cleaned, strict=True) if label not in known]
+    unknown = [
+        f"row {row}: {value!r}" for row, value, label in zip(rows, values, cleaned, strict=True) if label not in known
+    ]
     if unknown:
         raise DatasetError(
             f"{name}: {len(unknown)} labels are none of {', '.join(track.labels)}: {'; '.join(unknown[:10])}."

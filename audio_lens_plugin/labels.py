@@ -2,7 +2,7 @@
 
 A model is asked which of a few words it would say next. A word is read by its *first token*, so two things must be
 right: the form (after "...animal is" the next token is " dog", with its leading space, not "dog"), and no two labels
-may begin with the same token, or the comparison is silently a tie. `label_tokens` refuses the second and shows the first:
+may begin with the same token, or the comparison is silently a tie. The second is refused, the first is shown:
 
     >>> print(label_tokens(tokenizer, ["dog", "cat"]))          # doctest: +SKIP
     dog   ' dog'  -> 5562

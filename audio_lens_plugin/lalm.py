@@ -1,12 +1,12 @@
 """One loaded model: prompts in, traces, answers and generations out, modules under TransformerLens's names.
 
-    lalm.embed  lalm.blocks[l]  lalm.ln_final  lalm.unembed      the language model
-        blocks[l].ln1  .attn (.q .k .v .o)  .ln2  .mlp (.gate .in .out)
-    lalm.audio_encoder.blocks[i]  lalm.audio_projector            the audio side
+lalm.embed  lalm.blocks[l]  lalm.ln_final  lalm.unembed      the language model
+    blocks[l].ln1  .attn (.q .k .v .o)  .ln2  .mlp (.gate .in .out)
+lalm.audio_encoder.blocks[i]  lalm.audio_projector            the audio side
 
-    batch = lalm.prompt("dog.wav", answer="The sound file's animal is", attribute="animal")
-    with lalm.trace(batch):
-        z = lalm.blocks[3].attn.o.input.save()
+batch = lalm.prompt("dog.wav", answer="The sound file's animal is", attribute="animal")
+with lalm.trace(batch):
+    z = lalm.blocks[3].attn.o.input.save()
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from nnsight import save
 from nnsight.modeling.transformers import TransformersModel
 from nnsight.tracing.tracer import WithBlockNotFoundError
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from audio_lens_plugin import ops
@@ -89,7 +91,7 @@ class LALM:
     """
 
     def __init__(
-        self, module: torch.nn.Module, processor: Any, family: Family, name: str, revision: str | None = None
+        self, module: PreTrainedModel, processor: Any, family: Family, name: str, revision: str | None = None
     ) -> None:
         self.family, self.module, self.processor = family, module.eval(), processor
         self.name, self.revision = name, revision
@@ -155,6 +157,11 @@ class LALM:
         return self.module.dtype
 
     @property
+    def attention(self) -> str:
+        """The attention implementation that runs: ``sdpa``, ``eager``, ..."""
+        return self.module.config._attn_implementation
+
+    @property
     def fingerprint(self) -> str:
         """Tells two checkpoints of one name apart: a hash of the configuration and of the final norm's weights."""
         state = self.ln_final._module.state_dict()
@@ -191,8 +198,10 @@ class LALM:
             PromptError: numbers of clips, questions and answers that do not fit, or words with special tokens.
         """
         rows = _rows_of_clips(clips, question, answer)
-        per_row = [_per_row(name, value, len(rows)) for name, value in
-                   (("question", question), ("answer", answer), ("attribute", attribute))]
+        per_row = [
+            _per_row(name, value, len(rows))
+            for name, value in (("question", question), ("answer", answer), ("attribute", attribute))
+        ]
         prompts = [
             Prompt(
                 clips=tuple(as_clip(clip, rate) for clip in row),
@@ -277,10 +286,9 @@ class LALM:
         return bridge_of(self.family, self.module, self.tokenizer, self.name)
 
     def __repr__(self) -> str:
-        attention = self.module.config._attn_implementation
         return (
             f"LALM({self.name!r}, family={self.family.name}, {self.n_layers} layers, {self.dtype}, "
-            f"attention={attention}, device={self.module.device})"
+            f"attention={self.attention}, device={self.module.device})"
         )
 
     def _placed(self, name: str, value: Any) -> Any:
@@ -296,7 +304,7 @@ class LALM:
         with torch.no_grad(), self.trace(batch, use_cache=False) as tracer:
             state = self.blocks[-1].output[last.rows, last.cols]
             logits, log_partition, _, _ = ops.vocabulary_scores(state, self.ln_final, self.unembed, ids, 0)
-            log_probs = (logits - log_partition[:, None]).save()
+            log_probs = save(logits - log_partition[:, None])
             tracer.stop()
         return log_probs.cpu()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
 from audio_lens_plugin import patches
 from audio_lens_plugin.lalm import LALM
@@ -32,7 +32,9 @@ def families() -> dict[str, Family]:
     Another package adds a family by an entry point in the group ``audio_lens_plugin.families`` that names its
     `Family` object.
     """
-    modules = [importlib.import_module(f"{patches.__name__}.{info.name}") for info in pkgutil.iter_modules(patches.__path__)]
+    modules = [
+        importlib.import_module(f"{patches.__name__}.{info.name}") for info in pkgutil.iter_modules(patches.__path__)
+    ]
     found = [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
     found += [entry.load() for entry in entry_points(group="audio_lens_plugin.families")]
     return {family.name: family for family in found}
@@ -44,7 +46,7 @@ def toys() -> dict[str, Path]:
 
 
 def load(
-    model: str | os.PathLike[str] | torch.nn.Module,
+    model: str | os.PathLike[str] | PreTrainedModel,
     processor: Any = None,
     *,
     dtype: torch.dtype | str | None = None,
@@ -66,7 +68,7 @@ def load(
     Raises:
         LoadError: unknown model or family, or a checkpoint with missing or unexpected weights (they are listed).
     """
-    if isinstance(model, torch.nn.Module):
+    if isinstance(model, PreTrainedModel):
         return _wrap(model, processor, revision)
     name, source = os.fspath(model), _locate(os.fspath(model))
     family = _family_of(source, revision)
@@ -90,7 +92,9 @@ def _locate(name: str) -> str:
         return str(toys()[name])
     looks_local = name.startswith((".", os.sep, "~")) or name.count("/") != 1
     if looks_local and not os.path.isdir(os.path.expanduser(name)):
-        raise LoadError(f"{name!r} is neither a folder here, nor a repo id (owner/name), nor a toy ({', '.join(toys())}).")
+        raise LoadError(
+            f"{name!r} is neither a folder here, nor a repo id (owner/name), nor a toy ({', '.join(toys())})."
+        )
     return os.path.expanduser(name)
 
 
@@ -113,7 +117,7 @@ def _by_architecture(architectures: tuple[str, ...], source: str) -> Family:
     raise LoadError(f"{source!r} is of architecture {list(architectures)}, which no family serves. Families: {known}.")
 
 
-def _wrap(module: torch.nn.Module, processor: Any, revision: str | None) -> LALM:
+def _wrap(module: PreTrainedModel, processor: Any, revision: str | None) -> LALM:
     if processor is None:
         raise LoadError("a loaded module needs its processor: load(module, processor).")
     family = _by_architecture((type(module).__name__,), type(module).__name__)
@@ -122,7 +126,9 @@ def _wrap(module: torch.nn.Module, processor: Any, revision: str | None) -> LALM
 
 
 def _check_whole(name: str, report: dict[str, Any]) -> None:
-    faults = {kind: sorted(map(str, report.get(kind, ()))) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    faults = {
+        kind: sorted(map(str, report.get(kind, ()))) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
     if any(faults.values()):
         listed = "\n".join(f"  {kind}: {', '.join(keys)}" for kind, keys in faults.items() if keys)
         raise LoadError(f"the weights of {name!r} do not fit the model, so its numbers would mean nothing:\n{listed}")

@@ -2,7 +2,7 @@
 
 A prompt becomes positions in four steps, and a family says only what is its own in each:
 
-1. `Family.render`        the chat text as the real model has it, one audio placeholder per clip, and where its words are
+1. `Family.render`        the chat text as the real model has it, one placeholder per clip, and where its words are
 2. `Family.hear`          clips become the model's audio tensors, and the number of positions each clip will take
 3. `build_batch` (shared) placeholders are expanded, the text is tokenised once, every position gets its role
 4. `Family.verify`        tensors whose audio would be dropped, cut or unexpanded are refused before the model runs
@@ -22,6 +22,7 @@ from html import escape
 from typing import Any, ClassVar
 
 import torch
+from transformers import PreTrainedModel
 
 from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.spans import Positions, Role, RowText, Selection
@@ -125,8 +126,10 @@ class PromptBatch:
         lines = [f"row {row}: {length} positions, {padding} of them padding; {clips}"]
         for first, past in _runs(positions, row):
             place = f"{first}" if past == first + 1 else f"{first}-{past - 1}"
-            lines.append(f"{place:>9}  {self._role_name(row, first):<11} {self._time(row, first, past):<13} "
-                         f"{self._tokens(row, first, past)}".rstrip())
+            lines.append(
+                f"{place:>9}  {self._role_name(row, first):<11} {self._time(row, first, past):<13} "
+                f"{self._tokens(row, first, past)}".rstrip()
+            )
         return "\n".join(lines)
 
     def _role_name(self, row: int, col: int) -> str:
@@ -166,7 +169,7 @@ class Family(ABC):
     positions_per_second: ClassVar[float | None]
 
     @abstractmethod
-    def model_class(self) -> type[torch.nn.Module]:
+    def model_class(self) -> type[PreTrainedModel]:
         """The transformers class to load."""
 
     @abstractmethod
@@ -186,7 +189,7 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def verify(self, module: torch.nn.Module, inputs: Mapping[str, Any]) -> None:
+    def verify(self, module: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
         """Refuse tensors whose audio would be dropped, cut, or expanded inside the model.
 
         Raises:

@@ -176,7 +176,7 @@ class Positions:
 
     def _what_there_is(self) -> str:
         roles = [name for name, role in ROLE_NAMES.items() if bool((self.roles == role).any())]
-        return f"Roles in this batch: {', '.join(roles)}; further names: last, attribute, audio[k], any word of the prompt."
+        return f"Roles here: {', '.join(roles)}; further names: last, attribute, audio[k], any word of the prompt."
 
 
 def _occurrences(word: str | None, text: str) -> list[tuple[int, int]]:

@@ -74,13 +74,19 @@ TRACKS: dict[str, Track] = {
 }
 
 
+Order = Literal["open", "reversed"]
+Turn = Literal["none", "question", "options"]
+ORDERS: tuple[Order, ...] = ("open", "reversed")
+TURNS: tuple[Turn, ...] = ("none", "question", "options")
+
+
 @dataclass(frozen=True)
 class PromptForm:
     """One way to ask for a track's attribute. ``str(form)`` and `PromptForm.parse` are inverse to each other."""
 
-    order: Literal["open", "reversed"] = "open"
+    order: Order = "open"
     verb: bool = True
-    turn: Literal["none", "question", "options"] = "none"
+    turn: Turn = "none"
     audio: bool = True
 
     @classmethod
@@ -100,13 +106,11 @@ class PromptForm:
         """Every form, the paper's with audio first, the controls without audio after them."""
         return tuple(
             cls(order, verb, turn, audio)
-            for audio, order, verb, turn in product(
-                (True, False), ("open", "reversed"), (True, False), ("none", "question", "options")
-            )
+            for audio, order, verb, turn in product((True, False), ORDERS, (True, False), TURNS)
         )
 
     def __str__(self) -> str:
-        words = [self.order]
+        words: list[str] = [self.order]
         words += ["is"] if self.verb else []
         words += [self.turn] if self.turn != "none" else []
         words += [] if self.audio else ["no-audio"]

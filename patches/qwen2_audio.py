@@ -28,7 +28,7 @@ from transformer_lens.model_bridge.generalized_components import (
 )
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.qwen2_audio import Qwen2AudioArchitectureAdapter
-from transformers import Qwen2AudioForConditionalGeneration
+from transformers import PreTrainedModel, Qwen2AudioForConditionalGeneration
 
 from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.patch import Family, Heard, Prompt, PromptError, Rendered
@@ -93,7 +93,7 @@ class Qwen2Audio(Family):
     audio_token = "<|AUDIO|>"
     positions_per_second = 25.0
 
-    def model_class(self) -> type[torch.nn.Module]:
+    def model_class(self) -> type[PreTrainedModel]:
         return Qwen2AudioForConditionalGeneration
 
     def adapter(self) -> type:
@@ -132,7 +132,7 @@ class Qwen2Audio(Family):
         }
         return Heard(tensors, tuple(positions_of(tensors["feature_attention_mask"]).tolist()))
 
-    def verify(self, module: torch.nn.Module, inputs: Mapping[str, Any]) -> None:
+    def verify(self, module: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
         ids = inputs.get("input_ids")
         if ids is None:
             return
@@ -140,15 +140,17 @@ class Qwen2Audio(Family):
         in_text = int(is_audio.sum())
         if inputs.get("input_features") is None:
             if in_text:
-                raise PromptError(f"the text has {in_text} audio tokens but no input_features: the audio would be lost.")
+                raise PromptError(
+                    f"the text has {in_text} audio tokens but no input_features: the audio would be lost."
+                )
             return
         if inputs.get("feature_attention_mask") is None:
             raise PromptError("input_features need their feature_attention_mask: clip lengths are unknown without it.")
         in_audio = int(positions_of(inputs["feature_attention_mask"]).sum())
         if in_text != in_audio or not bool((is_audio[:, 1:] & is_audio[:, :-1]).any()):
             raise PromptError(
-                f"the text has {in_text} audio tokens for {in_audio} audio positions. Placeholders must be expanded and "
-                "uncut before the model runs: build prompts with lalm.prompt(...), and do not limit their length."
+                f"the text has {in_text} audio tokens for {in_audio} audio positions. Placeholders must be expanded "
+                "and uncut before the model runs: build prompts with lalm.prompt(...), and do not limit their length."
             )
 
     def entrance(self, name: str) -> str:

@@ -15,8 +15,16 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import ProgressColumn, Task
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from audio_lens_plugin.lalm import LALM
@@ -43,7 +51,7 @@ def header_of(lalm: LALM, recipe: str, form: str, labels: Sequence[str], options
         revision=lalm.revision,
         weights=lalm.fingerprint,
         dtype=str(lalm.dtype).removeprefix("torch."),
-        attention=lalm.module.config._attn_implementation,
+        attention=lalm.attention,
         form=form,
         labels=tuple(labels),
         options=options,

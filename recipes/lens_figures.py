@@ -1,122 +1,116 @@
-"""Pictures of what the lens saw: scores by layer, and layers by positions for one clip."""
+"""Pictures of layers: scores by layer, and layers by positions. They draw tables and know no model."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 
-if TYPE_CHECKING:
-    from audio_lens_plugin.recipes.logit_lens import LensResult
-
-SPAN_COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d6a9f", "#c17817", "#5b616a")
-SUCCESS, FAILURE = "#1b6ca8", "#d1495b"
+SPAN_COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d6a9f", "#c17817", "#2f9c95")
+OUTCOMES = {"success": ("#1b6ca8", "answered rightly"), "failure": ("#d1495b", "answered wrongly")}
+QUIET = "#5b616a"
 HEAT = "magma"
 
 
-def overview(result: LensResult) -> Figure:
-    """Scores and curves where truths are known, else one heatmap, labels by layer, of each of the first samples."""
-    if result.samples["truth"].isna().any():
-        return _untold(result)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained")
-    draw_information(left, result)
-    draw_curves(right, result)
+def scores_by_layer(information: pd.DataFrame, curves: pd.DataFrame, critical: float | None, title: str) -> Figure:
+    """Information score of every span beside the success and failure curves of the last position.
+
+    Args:
+        information: columns ``span, layer, score, low, high, chance``.
+        curves: columns ``span, outcome, layer, probability, low, high, samples``.
+        critical: the critical layer, marked where it is defined.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained", sharey=True)
+    _draw_information(left, information, critical)
+    left.set_title(title, fontsize=10, loc="left")
+    _draw_curves(right, curves[curves["span"] == "last"])
+    right.set_title("true label at the last position", fontsize=10, loc="left")
+    for axes in (left, right):
+        axes.set(xlabel="layer (0 = embeddings)", ylim=(-0.02, 1.08))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(fontsize=8, frameon=False)
     return figure
 
 
-def draw_information(axes: Axes, result: LensResult) -> None:
-    """Information score by layer, one line per span, with bootstrap bands, chance, and the critical layer."""
-    table = result.information()
-    for colour, span in zip(SPAN_COLOURS, result.spans, strict=False):
-        of_span = table[table["span"] == span]
-        axes.plot(of_span["layer"], of_span["score"], color=colour, marker="o", markersize=3, label=span)
-        axes.fill_between(of_span["layer"], of_span["low"], of_span["high"], color=colour, alpha=0.15, linewidth=0)
-    axes.axhline(1 / len(result.labels), color="#5b616a", linestyle=":", linewidth=1, label="chance")
-    critical = result.critical_layer()
-    if critical.layer is not None:
-        axes.axvline(critical.layer, color=SPAN_COLOURS[5], linestyle="--", linewidth=1)
-        axes.annotate(f"critical layer {critical}", (critical.layer, 1.02), fontsize=8, ha="center")
-    axes.set(xlabel="layer (0 = embeddings)", ylabel="information score", ylim=(-0.02, 1.08))
-    axes.set_title(f"{len(result.samples)} clips, accuracy {result.accuracy:.2f}", fontsize=10, loc="left")
-    axes.legend(fontsize=8, frameon=False)
-    _tidy(axes)
+def sample_heatmap(values: Float[np.ndarray, "layers positions"], rows: pd.DataFrame, label: str, title: str) -> Figure:
+    """Layers by positions of one sample.
 
-
-def draw_curves(axes: Axes, result: LensResult, span: str = "last") -> None:
-    """Probability of the true label by layer, over samples answered rightly and wrongly."""
-    table = result.curves()
-    for outcome, colour in (("success", SUCCESS), ("failure", FAILURE)):
-        part = table[(table["span"] == span) & (table["outcome"] == outcome)]
-        count = int(part["samples"].iloc[0])
-        if count:
-            axes.plot(part["layer"], part["probability"], color=colour, marker="o", markersize=3,
-                      label=f"answered {'rightly' if outcome == 'success' else 'wrongly'} (n = {count})")
-            axes.fill_between(part["layer"], part["low"], part["high"], color=colour, alpha=0.15, linewidth=0)
-    axes.set(xlabel="layer (0 = embeddings)", ylabel="p(true label)", ylim=(-0.02, 1.08))
-    axes.set_title(f"true label at the {span} position", fontsize=10, loc="left")
-    axes.legend(fontsize=8, frameon=False)
-    _tidy(axes)
-
-
-def sample_heatmap(result: LensResult, sample: int = 0, label: str | None = None) -> Figure:
-    """Layers by positions for one sample: probability of ``label`` (the true one if None), over the vocabulary."""
-    about = result.samples.iloc[sample]
-    label = label or about["truth"] or about["answer"]
-    chosen = _distinct_rows(result, sample)
-    values = result.log_probs[:, chosen, result.labels.index(label)].exp().numpy()
-    figure, axes = plt.subplots(figsize=(max(5.0, 0.13 * len(chosen) + 1.6), 3.4), layout="constrained")
-    image = axes.imshow(values, aspect="auto", origin="lower", cmap=HEAT, vmin=0, vmax=1, interpolation="nearest")
+    Args:
+        values: probability of ``label``.
+        rows: one line per position, in the order of the sequence: ``token`` and ``start`` (seconds; NaN: no audio).
+    """
+    figure, axes = plt.subplots(figsize=(max(5.0, 0.12 * len(rows) + 1.6), 3.4), layout="constrained")
+    image = _heat(axes, values)
     axes.set_yticks(range(0, len(values), max(1, len(values) // 8)))
     axes.set_ylabel("layer (0 = embeddings)")
-    _position_ticks(axes, result, chosen)
-    figure.colorbar(image, ax=axes, label=f"p({label!r})", pad=0.01)
-    told = "" if about["truth"] is None else f", truth {about['truth']!r}"
-    axes.set_title(f"{about['sample']}{told}, answer {about['answer']!r}", fontsize=10, loc="left")
-    return figure
-
-
-def _distinct_rows(result: LensResult, sample: int) -> list[int]:
-    """Row numbers of one sample in the order of the sequence, a position that several names share taken once."""
-    of_sample = result.rows[result.rows["sample"] == sample]
-    return of_sample.drop_duplicates("position").sort_values("position").index.tolist()
-
-
-def _position_ticks(axes: Axes, result: LensResult, chosen: list[int]) -> None:
-    rows = result.rows.loc[chosen]
-    audio = rows["start"].notna().to_numpy()
-    texts = []
-    for index, (token, start) in enumerate(zip(rows["token"], rows["start"], strict=True)):
-        if not audio[index]:
-            texts.append(token.replace("\n", "⏎").strip() or "␣")
-        elif abs(start * 2 - round(start * 2)) < 1e-6:  # audio is marked every half second
-            texts.append(f"{start:.1f} s")
-        else:
-            texts.append("")
+    texts = _position_texts(rows)
     shown = [index for index, text in enumerate(texts) if text]
     axes.set_xticks(shown, [texts[index] for index in shown], rotation=90, fontsize=7)
-    edges = np.flatnonzero(audio[1:] != audio[:-1]) + 0.5
-    for edge in edges:
+    audio = rows["start"].notna().to_numpy()
+    for edge in np.flatnonzero(audio[1:] != audio[:-1]) + 0.5:
         axes.axvline(edge, color="white", linewidth=0.8)
-
-
-def _untold(result: LensResult) -> Figure:
-    count = min(len(result.samples), 4)
-    figure, grid = plt.subplots(1, count, figsize=(2.6 * count + 1.2, 3.4), layout="constrained", squeeze=False)
-    image: Any = None
-    for sample, axes in enumerate(grid[0]):
-        row = result.rows.index[(result.rows["sample"] == sample) & (result.rows["span"] == "last")][0]
-        values = result.log_probs[:, row].exp().numpy()
-        image = axes.imshow(values, aspect="auto", origin="lower", cmap=HEAT, vmin=0, vmax=1, interpolation="nearest")
-        axes.set_xticks(range(len(result.labels)), result.labels, rotation=90, fontsize=8)
-        axes.set_title(f"{result.samples['sample'].iloc[sample]}: {result.samples['answer'].iloc[sample]!r}", fontsize=9)
-    grid[0, 0].set_ylabel("layer (0 = embeddings)")
-    figure.colorbar(image, ax=grid[0, -1], label="p(label) at the last position")
+    figure.colorbar(image, ax=axes, label=f"p({label!r})", pad=0.01)
+    axes.set_title(title, fontsize=10, loc="left")
     return figure
 
 
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+def label_heatmaps(
+    values: Mapping[str, Float[np.ndarray, "layers labels"]], labels: Sequence[str], position: str
+) -> Figure:
+    """Layers by labels, one panel per sample: the probability of each label at one position."""
+    figure, grid = plt.subplots(
+        1, len(values), figsize=(2.6 * len(values) + 1.2, 3.4), layout="constrained", squeeze=False
+    )
+    for axes, (title, of_sample) in zip(grid[0], values.items(), strict=True):
+        image = _heat(axes, of_sample)
+        axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
+        axes.set_title(title, fontsize=9)
+    grid[0, 0].set_ylabel("layer (0 = embeddings)")
+    figure.colorbar(image, ax=grid[0, -1], label=f"p(label) at the {position} position")
+    return figure
+
+
+def _draw_information(axes: Axes, table: pd.DataFrame, critical: float | None) -> None:
+    for index, (span, part) in enumerate(table.groupby("span", sort=False)):
+        _line_with_band(axes, part, "score", SPAN_COLOURS[index % len(SPAN_COLOURS)], str(span))
+    axes.axhline(table["chance"].iloc[0], color=QUIET, linestyle=":", linewidth=1, label="chance")
+    axes.set_ylabel("information score | probability")
+    if critical is not None:
+        axes.axvline(critical, color=QUIET, linestyle="--", linewidth=1, label=f"critical layer {critical:.2f}")
+
+
+def _draw_curves(axes: Axes, table: pd.DataFrame) -> None:
+    for outcome, part in table.groupby("outcome", sort=False):
+        colour, words = OUTCOMES[str(outcome)]
+        if count := int(part["samples"].iloc[0]):
+            _line_with_band(axes, part, "probability", colour, f"{words} (n = {count})")
+
+
+def _line_with_band(axes: Axes, table: pd.DataFrame, column: str, colour: str, label: str) -> None:
+    axes.plot(table["layer"], table[column], color=colour, marker="o", markersize=3, label=label)
+    axes.fill_between(table["layer"], table["low"], table["high"], color=colour, alpha=0.15, linewidth=0)
+
+
+def _heat(axes: Axes, values: np.ndarray) -> AxesImage:
+    return axes.imshow(values, aspect="auto", origin="lower", cmap=HEAT, vmin=0, vmax=1, interpolation="nearest")
+
+
+def _position_texts(rows: pd.DataFrame) -> list[str]:
+    """Tokens where there are words; for audio, seconds at every half second."""
+    texts, marked = [], -1
+    for token, start in zip(rows["token"], rows["start"], strict=True):
+        half_seconds = -1 if np.isnan(start) else int(2 * start)
+        if half_seconds < 0:
+            texts.append(token.replace("\n", "⏎").strip() or "␣")
+        else:
+            texts.append(f"{half_seconds / 2:.1f} s" if half_seconds != marked else "")
+        marked = half_seconds
+    return texts

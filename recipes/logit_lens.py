@@ -24,17 +24,21 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from matplotlib.figure import Figure
+from nnsight import save
 
 from audio_lens_plugin import ops
 from audio_lens_plugin.labels import Labels
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.patch import PromptBatch, Sample
+from audio_lens_plugin.recipes import lens_figures
 from audio_lens_plugin.recipes.engine import header_of, sweep
 from audio_lens_plugin.results import Header, bootstrap_mean, load_tables, same_header, save_tables
 from audio_lens_plugin.spans import Role
 
 RECIPE = "logit_lens"
 SAMPLE_COLUMNS = ["sample", "truth", "answer"]
+SHOWN_SAMPLES = 4
 ROW_COLUMNS = ["sample", "span", "index", "position", "token", "start", "end"]
 
 
@@ -239,7 +243,9 @@ class LensResult:
             ResultError: they come from different experiments.
         """
         offsets = np.cumsum([0] + [len(part.samples) for part in parts])
-        rows = [part.rows.assign(sample=part.rows["sample"] + offset) for part, offset in zip(parts, offsets, strict=False)]
+        rows = [
+            part.rows.assign(sample=part.rows["sample"] + offset) for part, offset in zip(parts, offsets, strict=False)
+        ]
         return cls(
             header=same_header([part.header for part in parts]),
             samples=pd.concat([part.samples for part in parts], ignore_index=True),
@@ -251,29 +257,50 @@ class LensResult:
             top_words={token: word for part in parts for token, word in part.top_words.items()},
         )
 
-    def plot(self) -> Any:
-        """A matplotlib figure: scores and curves where truths are known, else the labels of each sample by layer."""
-        from audio_lens_plugin.recipes import lens_figures
+    def plot(self) -> Figure:
+        """Scores and curves by layer where truths are known, else the labels of the first samples by layer."""
+        if self._truth_known:
+            title = f"{len(self.samples)} clips, accuracy {self.accuracy:.2f}"
+            critical = self.critical_layer().layer
+            return lens_figures.scores_by_layer(self.information(), self.curves(), critical, title)
+        last = self.rows.index[self.rows["span"] == "last"][:SHOWN_SAMPLES]
+        names = self.samples.iloc[self.rows.loc[last, "sample"]]
+        titles = [f"{sample}: {answer!r}" for sample, answer in zip(names["sample"], names["answer"], strict=True)]
+        values = self.log_probs[:, last.to_numpy()].exp().unbind(1)
+        panels = {title: value.numpy() for title, value in zip(titles, values, strict=True)}
+        return lens_figures.label_heatmaps(panels, self.labels, "last")
 
-        return lens_figures.overview(self)
-
-    def plot_sample(self, sample: int = 0, label: str | None = None) -> Any:
-        """A heatmap of one sample, layers by positions: the probability of a label (the true one if None)."""
-        from audio_lens_plugin.recipes import lens_figures
-
-        return lens_figures.sample_heatmap(self, sample, label)
+    def plot_sample(self, sample: int = 0, label: str | None = None) -> Figure:
+        """One sample as a heatmap, layers by positions: the probability of a label (the true one if None)."""
+        about = self.samples.iloc[sample]
+        label = label or about["truth"] or about["answer"]
+        of_sample = self.rows[self.rows["sample"] == sample]
+        rows = of_sample.drop_duplicates("position").sort_values("position")  # several names may share a position
+        values = self.log_probs[:, rows.index.to_numpy(), self.labels.index(label)].exp().numpy()
+        truth = "" if about["truth"] is None else f", truth {about['truth']!r}"
+        return lens_figures.sample_heatmap(values, rows, label, f"{about['sample']}{truth}, answer {about['answer']!r}")
 
     def _repr_html_(self) -> str:
         head = f"<p><b>logit lens</b> of {self.header.model}: {len(self.samples)} samples, {self.n_layers} layers, "
         head += f"positions {', '.join(self.spans)}, labels {', '.join(self.labels)}</p>"
-        if self.samples["truth"].isna().any():
+        if not self._truth_known:
             return head + self.samples.to_html(index=False)
         scores = self.information().pivot_table(index="layer", columns="span", values="score", sort=False)
-        return head + f"<p>critical layer (last): {self.critical_layer()}</p>" + scores.to_html(float_format="{:.3f}".format)
+        return (
+            head
+            + f"<p>critical layer (last): {self.critical_layer()}</p>"
+            + scores.to_html(float_format="{:.3f}".format)
+        )
+
+    @property
+    def _truth_known(self) -> bool:
+        return not self.samples["truth"].isna().any()
 
     def _with_truth(self) -> pd.DataFrame:
-        if self.samples["truth"].isna().any():
-            raise ValueError("the true labels of these samples are not known; run the lens on samples, not on a bare batch.")
+        if not self._truth_known:
+            raise ValueError(
+                "the true labels of these samples are not known; run the lens on samples, not on a bare batch."
+            )
         return self.samples
 
     def _known_span(self, span: str) -> str:
@@ -369,7 +396,7 @@ def _read(
     pairs, back = torch.unique(torch.stack([rows, cols]), dim=1, return_inverse=True)
     top_k = header.options["top_k"]
     with torch.no_grad(), lalm.trace(batch, use_cache=False) as tracer:
-        scores = ops.lens(lalm.blocks, lalm.ln_final, lalm.unembed, pairs[0], pairs[1], first_tokens, top_k).save()
+        scores = save(ops.lens(lalm.blocks, lalm.ln_final, lalm.unembed, pairs[0], pairs[1], first_tokens, top_k))
         tracer.stop()
     label_logits, log_partition, top_ids, top_logits = (score.cpu()[:, back] for score in scores)
     is_last = torch.tensor([chosen.name == "last" for chosen in selections for _ in range(len(chosen))])

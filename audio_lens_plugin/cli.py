@@ -1,0 +1,170 @@
+"""The command line: ``audio-lens``. Every command is a few calls that a script could make, too.
+
+Heavy imports stand inside the commands, so that ``audio-lens --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    name="audio-lens",
+    help="Look inside large audio-language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+run_app = typer.Typer(help="Run an experiment on a set of clips.", no_args_is_help=True)
+app.add_typer(run_app, name="run")
+console = Console()
+errors = Console(stderr=True)
+
+Model = Annotated[str, typer.Option("--model", help="A repo id, a folder, or a toy such as toy/qwen2-audio.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own if left out.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or auto (spread over devices).")]
+DEFAULT_MODEL = "toy/qwen2-audio"
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False) -> None:
+    """Look inside large audio-language models."""
+
+
+@app.command()
+def demo(
+    model: Model = DEFAULT_MODEL,
+    out: Annotated[Path, typer.Option(help="Folder for the report and its tables.")] = Path("out/demo"),
+) -> None:
+    """Run the logit lens on a toy model and the clips that ship with it, and write a report."""
+    from audio_lens_plugin.demo import run_demo
+
+    print(run_demo(model, out, console))
+
+
+@app.command()
+def models() -> None:
+    """List model families, their checkpoints, and what is verified of each."""
+    from audio_lens_plugin.loading import families, toys
+
+    table = Table("family", "load(...)", "verified", show_lines=True)
+    for family in families().values():
+        table.add_row(family.name, "\n".join(family.repo_ids), family.verified)
+    table.add_row("toys (a toy: no speech model)", "\n".join(toys()), "held-out accuracies in each toy's README.md")
+    console.print(table)
+
+
+@app.command()
+def show(
+    clip: Annotated[Path, typer.Argument(help="An audio file.")],
+    model: Model = DEFAULT_MODEL,
+    question: Annotated[str | None, typer.Option(help="The user's words.")] = None,
+    answer: Annotated[str | None, typer.Option(help="The assistant's turn, left open.")] = None,
+    truncate: Annotated[bool, typer.Option(help="Cut a clip that is longer than the model's window.")] = False,
+) -> None:
+    """Show a prompt with every position labelled: role, seconds, text."""
+    from audio_lens_plugin.loading import load
+
+    batch = load(model).prompt(clip, question=question, answer=answer, truncate=truncate)
+    console.print(str(batch), markup=False, highlight=False, soft_wrap=True)
+
+
+@run_app.command()
+def lens(
+    data: Annotated[str, typer.Option(help="sakura:FOLDER/Animal, or table:FILE (csv, tsv, jsonl, parquet).")],
+    out: Annotated[Path, typer.Option(help="Folder for results, figures and finished batches.")],
+    model: Model = DEFAULT_MODEL,
+    form: Annotated[str, typer.Option(help="Prompt form, for example open+is, reversed+is+question.")] = "open+is",
+    positions: Annotated[str, typer.Option(help="Names of positions, with commas.")] = "last,attribute",
+    label: Annotated[str, typer.Option(help="Label column of a table.")] = "label",
+    track: Annotated[
+        str | None, typer.Option(help="Track of a table: Animal, Emotion, Gender, Language, or a JSON file.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Also keep this many best words per layer and position.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips per forward pass.")] = 8,
+    dtype: Dtype = None,
+    device: Device = None,
+    truncate: Annotated[bool, typer.Option(help="Cut clips that are longer than the model's window.")] = False,
+) -> None:
+    """Logit lens of all layers: information score, success and failure curves, critical layer."""
+    from audio_lens_plugin.loading import load
+    from audio_lens_plugin.recipes.logit_lens import logit_lens
+    from audio_lens_plugin.report import lens_section, subtitle_of, write_report
+
+    clips = _clip_set(data, label, track)
+    lalm = load(model, dtype=dtype, device_map=device)
+    names = [name.strip() for name in positions.split(",") if name.strip()]
+    try:
+        result = logit_lens(
+            lalm,
+            clips.samples(form),
+            clips.track.labels,
+            names,
+            top_k=top_k,
+            form=form,
+            truncate=truncate,
+            batch_size=batch_size,
+            folder=out,
+            progress=True,
+        )
+    except KeyboardInterrupt:
+        errors.print(f"stopped; finished batches are in {out / 'parts'}: the same command goes on from there")
+        raise
+    result.save(out / "logit_lens")
+    result.information().to_csv(out / "information.csv", index=False)
+    result.curves().to_csv(out / "curves.csv", index=False)
+    figure = result.plot()
+    for kind in ("png", "svg"):
+        figure.savefig(out / f"logit_lens.{kind}", dpi=160)
+    section = lens_section(result, f"{clips.track.name}: the logit lens")
+    report = write_report(out / "report.html", f"Logit lens of {model}", subtitle_of(result), [section])
+    console.print(
+        f"accuracy {result.accuracy:.3f} on {len(result.samples)} clips; critical layer: {result.critical_layer()}"
+    )
+    print(report)
+
+
+def _clip_set(data: str, label: str, track: str | None) -> Any:
+    from audio_lens_plugin.datasets import DatasetError, sakura, table
+
+    kind, _, where = data.partition(":")
+    if kind == "sakura" and where:
+        return sakura(where)
+    if kind == "table" and where:
+        if track is None:
+            raise DatasetError("a table needs --track: one of SAKURA's four, or a JSON file that describes yours.")
+        return table(where, label, _track(track))
+    raise DatasetError(f"--data {data!r} is neither sakura:FOLDER/TRACK nor table:FILE.")
+
+
+def _track(track: str) -> Any:
+    import json
+
+    from audio_lens_plugin.tracks import Track
+
+    if not track.endswith(".json"):
+        return track
+    fields = json.loads(Path(track).read_text(encoding="utf-8"))
+    return Track(**{**fields, "labels": tuple(fields["labels"])})
+
+
+def main() -> None:
+    """Entry point: errors are one line and exit code 1; a traceback only with ``--debug``."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments)
+    except Exception as error:
+        if len(arguments) < len(sys.argv) - 1:
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        errors.print(f"audio-lens: {text}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""A report is one HTML file that needs nothing else: text, tables, figures and sounds are inside it.
+
+A report is a list of sections, a section says something, shows it, and tells what it does not show.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib.pyplot as plt
+import pandas as pd
+import soundfile
+
+from audio_lens_plugin.audio import Clip
+from audio_lens_plugin.recipes.logit_lens import LensResult
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as a data URI, with the words for those who do not see it, and the clip it shows."""
+
+    image: str
+    alt: str
+    caption: str
+    sound: str | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """One statement of a report and what carries it."""
+
+    title: str
+    text: tuple[str, ...] = ()
+    table: str | None = None
+    figures: tuple[Picture, ...] = ()
+    listing: str = ""
+    caveat: str = ""
+
+
+def write_report(path: str | os.PathLike[str], title: str, subtitle: str, sections: Sequence[Section]) -> Path:
+    """Render sections into one self-contained HTML file."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page.render(title=title, subtitle=subtitle, sections=sections), encoding="utf-8")
+    return path
+
+
+def picture(figure: Any, alt: str, caption: str, clip: Clip | None = None) -> Picture:
+    """A matplotlib figure as a `Picture`; the figure is closed."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg")
+    plt.close(figure)
+    return Picture(_data_uri(buffer.getvalue(), "image/svg+xml"), alt, caption, None if clip is None else _sound(clip))
+
+
+def html_table(frame: pd.DataFrame) -> str:
+    """A data frame as an HTML table, numbers with three decimals."""
+    return frame.to_html(index=False, border=0, float_format="{:.3f}".format, na_rep="–")
+
+
+def subtitle_of(result: LensResult) -> str:
+    """Model, numbers and versions of a result in one line."""
+    header = result.header
+    versions = ", ".join(f"{package} {number}" for package, number in header.versions.items())
+    return f"{header.model}, {header.dtype}, {header.attention} attention, prompt form {header.form}. {versions}."
+
+
+def lens_section(result: LensResult, title: str, examples: Sequence[tuple[int, Clip | None]] = ()) -> Section:
+    """What the lens saw: scores and curves of all samples, then single clips, layer by layer.
+
+    Args:
+        examples: samples (by index) to show as heatmaps, with their clips where there are any.
+    """
+    score = result.information()
+    best = score[score["span"] == "last"].sort_values("score").iloc[-1]
+    text = (
+        f"Of {len(result.samples)} clips the model answers {result.accuracy:.0%} rightly "
+        f"(chance {best['chance']:.0%}). At the last position the information score is highest after "
+        f"layer {int(best['layer'])}: {best['score']:.2f} (95 % interval {best['low']:.2f} to {best['high']:.2f}).",
+        f"Critical layer: {result.critical_layer()}.",
+    )
+    figures = [
+        picture(
+            result.plot(),
+            alt=f"{title}: information score by layer for {', '.join(result.spans)}, and probability of the true label "
+            "by layer for right and wrong answers",
+            caption="Left: share of clips whose true label is on top among the labels, with bootstrap intervals over "
+            "clips. Right: probability of the true label, over clips answered rightly and wrongly.",
+        )
+    ]
+    for index, clip in examples:
+        sample = result.samples.iloc[index]
+        figures.append(
+            picture(
+                result.plot_sample(index),
+                alt=f"{sample['sample']}: probability of {sample['truth']} by layer and position",
+                caption=f"{sample['sample']}: true label {sample['truth']}, the model says {sample['answer']}. "
+                "Probability of the true label by layer and position; seconds under the audio positions.",
+                clip=clip,
+            )
+        )
+    few = len(result.samples) < 50
+    caveat = f"{len(result.samples)} clips are few: read the intervals, not the lines." if few else ""
+    return Section(title, text, html_table(_score_table(score)), tuple(figures), caveat=caveat)
+
+
+def _score_table(score: pd.DataFrame) -> pd.DataFrame:
+    """Information score, one line per layer and one column per span, with intervals."""
+    cells = score.assign(
+        cell=[
+            f"{s:.2f} ({lo:.2f}–{hi:.2f})"
+            for s, lo, hi in zip(score["score"], score["low"], score["high"], strict=True)
+        ]
+    )
+    return cells.pivot_table(index="layer", columns="span", values="cell", aggfunc="first", sort=False).reset_index()
+
+
+def _sound(clip: Clip) -> str:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, clip.waveform, clip.rate, format="OGG", subtype="VORBIS")
+    return _data_uri(buffer.getvalue(), "audio/ogg")
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
