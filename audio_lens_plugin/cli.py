@@ -109,7 +109,7 @@ def lens(
             form=form,
             truncate=truncate,
             batch_size=batch_size,
-            folder=out,
+            folder=out / "parts",
             progress=True,
         )
     except KeyboardInterrupt:

@@ -16,7 +16,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, no_type_check
 
 import pandas as pd
 import torch
@@ -233,6 +233,7 @@ class LALM:
         """nnsight's trace over this batch: ``with lalm.trace(batch): ...``. Keywords go to the model's forward."""
         return self.model.trace(**self.inputs(batch), **kwargs)
 
+    @no_type_check  # a runtime checker would stand between nnsight and the caller's frame, which it reads
     def generate(self, batch: PromptBatch | Mapping[str, Any], **kwargs: Any) -> Any:
         """Generate token ids ``[batch, pos + new]``, or trace the generation: ``with lalm.generate(batch) as tracer``.
 

@@ -2,7 +2,7 @@
 
 A prompt becomes positions in four steps, and a family says only what is its own in each:
 
-1. `Family.render`        the chat text as the real model has it, one placeholder per clip, and where its words are
+1. `Family.render`        the chat text as the real model has it, cut into segments of one role each
 2. `Family.hear`          clips become the model's audio tensors, and the number of positions each clip will take
 3. `build_batch` (shared) placeholders are expanded, the text is tokenised once, every position gets its role
 4. `Family.verify`        tensors whose audio would be dropped, cut or unexpanded are refused before the model runs
@@ -28,6 +28,7 @@ from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.spans import Positions, Role, RowText, Selection
 
 SHOWN_ROWS = 8
+SYSTEM_MARK, QUESTION_MARK = "\ue000", "\ue001"  # stand for the words while a chat template is rendered
 
 
 class PromptError(ValueError):
@@ -73,11 +74,11 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Rendered:
-    """A prompt's text before expansion, and the pieces of it that are not template, in order of appearance."""
+class Segment:
+    """A stretch of a prompt's text with one role; an audio segment is one placeholder and stands for one clip."""
 
     text: str
-    pieces: tuple[tuple[str, Role], ...]
+    role: Role
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,11 @@ class Family(ABC):
         """The TransformerLens `ArchitectureAdapter` that names the modules, for every library."""
 
     @abstractmethod
-    def render(self, processor: Any, prompt: Prompt) -> Rendered:
-        """The text of a prompt, with one `audio_token` per clip and the answer left open."""
+    def render(self, processor: Any, prompt: Prompt) -> list[Segment]:
+        """The whole text of a prompt in order, one audio segment per clip, the answer left open at its end.
+
+        `fill_template` cuts a chat template into segments.
+        """
 
     @abstractmethod
     def hear(self, processor: Any, clips: Sequence[Clip], truncate: bool) -> Heard:
@@ -219,10 +223,10 @@ def build_batch(family: Family, processor: Any, prompts: Sequence[Prompt], trunc
     rows, first = [], 0
     for prompt in prompts:
         counts = heard.counts[first : first + len(prompt.clips)]
-        rows.append(_expand(family, family.render(processor, prompt), counts))
+        rows.append(_expand(family.render(processor, prompt), counts))
         first += len(prompt.clips)
     encoding = processor.tokenizer(
-        [text for text, _, _ in rows],
+        [row.text for row in rows],
         padding=True,
         padding_side="left",
         return_offsets_mapping=True,
@@ -233,8 +237,13 @@ def build_batch(family: Family, processor: Any, prompts: Sequence[Prompt], trunc
     return PromptBatch(tuple(prompts), inputs, positions)
 
 
-CharRoles = list[tuple[Role, int]]
-"""Role and clip index (-1: none) of every character of a row's text."""
+@dataclass(frozen=True)
+class Row:
+    """One row's expanded text; role and clip index (-1: none) of each character; positions of each clip."""
+
+    text: str
+    chars: list[tuple[Role, int]]
+    counts: tuple[int, ...]
 
 
 def _check_words(family: Family, processor: Any, row: int, prompt: Prompt) -> None:
@@ -247,49 +256,60 @@ def _check_words(family: Family, processor: Any, row: int, prompt: Prompt) -> No
             raise PromptError(f"prompt {row}: its {field} contain the special token {found[0]!r}; pass clips as clips.")
 
 
-def _expand(family: Family, rendered: Rendered, counts: Sequence[int]) -> tuple[str, CharRoles, Sequence[int]]:
+def fill_template(template: str, audio_token: str, system: str, words: str | None) -> list[Segment]:
+    """Cut a chat template that was rendered with `SYSTEM_MARK` and `QUESTION_MARK` into segments, and put the words in.
+
+    The words never pass through the template, so nothing that they contain can be taken for a part of it.
+
+    Raises:
+        PromptError: the template lost a mark, or uses it twice.
+    """
+    meaning = {SYSTEM_MARK: Segment(system, Role.SYSTEM), audio_token: Segment(audio_token, Role.AUDIO)}
+    if words:
+        meaning[QUESTION_MARK] = Segment(words, Role.QUESTION)
+    for mark, segment in meaning.items():
+        if mark != audio_token and template.count(mark) != 1:
+            raise PromptError(
+                f"the chat template has {template.count(mark)} places for the {segment.role.name.lower()}."
+            )
+    pieces = re.split("(" + "|".join(map(re.escape, meaning)) + ")", template)
+    return [meaning.get(piece, Segment(piece, Role.TEMPLATE)) for piece in pieces]
+
+
+def _expand(segments: Sequence[Segment], counts: Sequence[int]) -> Row:
     """The text with every placeholder repeated to its clip's count, and the role of each of its characters."""
-    text, roles, done, clip = "", [], 0, 0
-    for piece, role in rendered.pieces:
-        start = rendered.text.find(piece, done)
-        if start < 0:
-            raise PromptError(f"the chat template lost a part of the prompt: {piece!r} is not in {rendered.text!r}.")
-        text += rendered.text[done:start]
-        roles += [(Role.TEMPLATE, -1)] * (start - done)
-        done = start + len(piece)
-        if role is Role.AUDIO:
-            piece, of_clip, clip = piece * counts[clip], clip, clip + 1
-        else:
-            of_clip = -1
-        text += piece
-        roles += [(role, of_clip)] * len(piece)
-    text += rendered.text[done:]
-    roles += [(Role.TEMPLATE, -1)] * (len(rendered.text) - done)
-    if clip != len(counts):
-        raise PromptError(f"the chat template has {clip} audio placeholders for {len(counts)} clips.")
-    return text, roles, counts
+    text, chars, clip = "", [], -1
+    for segment in segments:
+        if segment.role is Role.AUDIO:
+            clip += 1
+        repeats = counts[clip] if segment.role is Role.AUDIO else 1
+        text += segment.text * repeats
+        chars += [(segment.role, clip if segment.role is Role.AUDIO else -1)] * (len(segment.text) * repeats)
+    if clip + 1 != len(counts):
+        raise PromptError(f"the chat template has {clip + 1} audio placeholders for {len(counts)} clips.")
+    return Row(text, chars, tuple(counts))
 
 
-def _label(family: Family, prompts: Sequence[Prompt], rows: Sequence[tuple], encoding: Any) -> Positions:
+def _label(family: Family, prompts: Sequence[Prompt], rows: Sequence[Row], encoding: Any) -> Positions:
     mask = encoding["attention_mask"]
     roles = torch.full(mask.shape, int(Role.PAD))
     clips = torch.full(mask.shape, -1)
     seconds = torch.full((*mask.shape, 2), float("nan"))
     texts = []
-    for row, (prompt, (text, chars, counts)) in enumerate(zip(prompts, rows, strict=True)):
+    for row, (prompt, content) in enumerate(zip(prompts, rows, strict=True)):
         offsets = [tuple(pair) for pair in encoding["offset_mapping"][row].tolist()]
         for col in mask[row].nonzero().flatten().tolist():
             start, past = offsets[col]
             # A token belongs where its last character does: a leading space is the sentence before it. Tokens that
             # the tokenizer adds (a BOS) cover no character and are template.
-            role, clip = chars[past - 1] if past > start else (Role.TEMPLATE, -1)
+            role, clip = content.chars[past - 1] if past > start else (Role.TEMPLATE, -1)
             roles[row, col], clips[row, col] = int(role), clip
-        _check_counts(family, row, clips[row], counts)
+        _check_counts(family, row, clips[row], content.counts)
         if family.positions_per_second is not None:
-            for clip, count in enumerate(counts):
+            for clip, count in enumerate(content.counts):
                 edges = torch.arange(count + 1) / family.positions_per_second
                 seconds[row, clips[row] == clip] = torch.stack([edges[:-1], edges[1:]], dim=-1)
-        texts.append(RowText(text, tuple(offsets), prompt.attribute))
+        texts.append(RowText(content.text, tuple(offsets), prompt.attribute))
     return Positions(roles, clips, seconds, tuple(texts))
 
 

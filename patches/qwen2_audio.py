@@ -31,7 +31,16 @@ from transformer_lens.model_bridge.supported_architectures.qwen2_audio import Qw
 from transformers import PreTrainedModel, Qwen2AudioForConditionalGeneration
 
 from audio_lens_plugin.audio import Clip
-from audio_lens_plugin.patch import Family, Heard, Prompt, PromptError, Rendered
+from audio_lens_plugin.patch import (
+    QUESTION_MARK,
+    SYSTEM_MARK,
+    Family,
+    Heard,
+    Prompt,
+    PromptError,
+    Segment,
+    fill_template,
+)
 from audio_lens_plugin.spans import Role
 
 SYSTEM = "You are a helpful assistant."
@@ -43,20 +52,23 @@ class HookedQwen2AudioAdapter(Qwen2AudioArchitectureAdapter):
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
-        # TransformerLens's config describes the language model alone; the tower's head count arrives with the model.
-        self.tower = SimpleNamespace()
-        self.components["audio_encoder"] = GeneralizedComponent(
-            name="model.audio_tower", submodules={"blocks": self._audio_blocks()}
-        )
+        self.components["audio_encoder"] = self._audio_encoder(SimpleNamespace())
 
     def prepare_model(self, hf_model: Any) -> None:
         super().prepare_model(hf_model)
+        # TransformerLens's config describes the language model alone; the tower's head count arrives with the model.
         tower = hf_model.config.audio_config
-        self.tower.n_heads, self.tower.d_model = tower.encoder_attention_heads, tower.d_model
-        self.tower.d_head = tower.d_model // tower.encoder_attention_heads
+        heads, width = tower.encoder_attention_heads, tower.d_model
+        dimensions = SimpleNamespace(n_heads=heads, d_model=width, d_head=width // heads)
+        self.components["audio_encoder"] = self._audio_encoder(dimensions)
 
-    def _audio_blocks(self) -> BlockBridge:
-        return BlockBridge(
+    def setup_hook_compatibility(self, bridge: Any) -> None:
+        # TransformerLens splits heads in the hooks of the language model's blocks alone.
+        for block in bridge.audio_encoder.blocks:
+            block.attn.setup_hook_compatibility()
+
+    def _audio_encoder(self, dimensions: SimpleNamespace) -> GeneralizedComponent:
+        blocks = BlockBridge(
             name="layers",
             config=self.cfg,
             hook_alias_overrides={"hook_mlp_out": "mlp.out.hook_out"},
@@ -64,7 +76,7 @@ class HookedQwen2AudioAdapter(Qwen2AudioArchitectureAdapter):
                 "ln1": self._audio_norm("self_attn_layer_norm"),
                 "attn": AttentionBridge(
                     name="self_attn",
-                    config=self.tower,
+                    config=dimensions,
                     is_causal=False,
                     submodules={
                         "q": LinearBridge(name="q_proj"),
@@ -77,6 +89,7 @@ class HookedQwen2AudioAdapter(Qwen2AudioArchitectureAdapter):
                 "mlp": SymbolicBridge(submodules={"in": LinearBridge(name="fc1"), "out": LinearBridge(name="fc2")}),
             },
         )
+        return GeneralizedComponent(name="model.audio_tower", submodules={"blocks": blocks})
 
     def _audio_norm(self, name: str) -> NormalizationBridge:
         # The wrapped LayerNorm runs its own forward: its epsilon is not the language model's.
@@ -99,17 +112,15 @@ class Qwen2Audio(Family):
     def adapter(self) -> type:
         return HookedQwen2AudioAdapter
 
-    def render(self, processor: Any, prompt: Prompt) -> Rendered:
-        system = SYSTEM if prompt.system is None else prompt.system
+    def render(self, processor: Any, prompt: Prompt) -> list[Segment]:
         turn: list[dict[str, str]] = [{"type": "audio", "audio_url": clip.name} for clip in prompt.clips]
         if prompt.words:
-            turn.append({"type": "text", "text": prompt.words})
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": turn}]
-        text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        pieces = [(system, Role.SYSTEM)] + [(self.audio_token, Role.AUDIO)] * len(prompt.clips)
-        pieces += [(prompt.words, Role.QUESTION)] if prompt.words else []
-        pieces += [(prompt.answer, Role.ANSWER)] if prompt.answer else []
-        return Rendered(text + (prompt.answer or ""), tuple(pieces))
+            turn.append({"type": "text", "text": QUESTION_MARK})
+        messages = [{"role": "system", "content": SYSTEM_MARK}, {"role": "user", "content": turn}]
+        template = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        system = SYSTEM if prompt.system is None else prompt.system
+        segments = fill_template(template, self.audio_token, system, prompt.words)
+        return [*segments, Segment(prompt.answer or "", Role.ANSWER)]
 
     def hear(self, processor: Any, clips: Sequence[Clip], truncate: bool) -> Heard:
         if not clips:

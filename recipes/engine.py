@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from rich.progress import (
@@ -31,13 +32,18 @@ from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.patch import Sample
 from audio_lens_plugin.results import Header
 
-PARTS = "parts"
 
-
+@runtime_checkable
 class Part(Protocol):
-    """A result of some of the samples that can be stored."""
+    """A result of some of the samples: it can be stored, read back, and joined to others."""
 
-    def save(self, folder: Path) -> Path: ...
+    def save(self, folder: str | os.PathLike[str]) -> Path: ...
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Any: ...
+
+    @classmethod
+    def concat(cls, parts: Sequence[Any]) -> Any: ...
 
 
 P = TypeVar("P", bound=Part)
@@ -61,19 +67,18 @@ def header_of(lalm: LALM, recipe: str, form: str, labels: Sequence[str], options
 def sweep(
     samples: Sequence[Sample],
     compute: Callable[[Sequence[Sample]], P],
-    concat: Callable[[Sequence[P]], P],
-    load: Callable[[Path], P],
+    kind: type[P],
     *,
     header: Header,
     batch_size: int,
     folder: Path | None,
     progress: bool,
 ) -> P:
-    """Run ``compute`` over all samples in batches.
+    """Run ``compute`` over all samples in batches and join what it returns.
 
     Args:
-        concat: joins the parts, in order.
-        load: reads a stored part.
+        kind: the class that ``compute`` returns.
+        header: decides, with the samples, under which key a finished batch is kept.
         folder: where finished batches are kept; None keeps nothing.
 
     Raises:
@@ -86,23 +91,21 @@ def sweep(
         task = bar.add_task(header.recipe, total=len(samples))
         for start in range(0, len(samples), batch_size):
             batch = [samples[index] for index in range(start, min(start + batch_size, len(samples)))]
-            parts.append(_stored(batch, compute, concat, load, header, folder))
+            parts.append(_stored(batch, compute, kind, None if folder is None else folder / part_key(header, batch)))
             bar.advance(task, len(batch))
-    return concat(parts)
+    return kind.concat(parts)
 
 
-def _stored(batch, compute, concat, load, header: Header, folder: Path | None):  # type: ignore[no-untyped-def]
-    if folder is None:
-        return _halving(batch, compute, concat)
-    place = folder / PARTS / part_key(header, batch)
-    if place.is_dir():
-        return load(place)
-    part = _halving(batch, compute, concat)
-    part.save(place)
+def _stored(batch: Sequence[Sample], compute: Callable[[Sequence[Sample]], P], kind: type[P], place: Path | None) -> P:
+    if place is not None and place.is_dir():
+        return kind.load(place)
+    part = _halving(batch, compute, kind)
+    if place is not None:
+        part.save(place)
     return part
 
 
-def _halving(batch: Sequence[Sample], compute: Callable[[Sequence[Sample]], P], concat: Callable) -> P:
+def _halving(batch: Sequence[Sample], compute: Callable[[Sequence[Sample]], P], kind: type[P]) -> P:
     try:
         return compute(batch)
     except torch.OutOfMemoryError:
@@ -110,7 +113,7 @@ def _halving(batch: Sequence[Sample], compute: Callable[[Sequence[Sample]], P], 
             raise
     # Outside the except block: there the error would still hold the tensors of the failed pass.
     middle = len(batch) // 2
-    return concat([_halving(half, compute, concat) for half in (batch[:middle], batch[middle:])])
+    return kind.concat([_halving(half, compute, kind) for half in (batch[:middle], batch[middle:])])
 
 
 def part_key(header: Header, batch: Sequence[Sample]) -> str:

@@ -266,7 +266,7 @@ class LensResult:
         last = self.rows.index[self.rows["span"] == "last"][:SHOWN_SAMPLES]
         names = self.samples.iloc[self.rows.loc[last, "sample"]]
         titles = [f"{sample}: {answer!r}" for sample, answer in zip(names["sample"], names["answer"], strict=True)]
-        values = self.log_probs[:, last.to_numpy()].exp().unbind(1)
+        values = self.log_probs[:, last.tolist()].exp().unbind(1)
         panels = {title: value.numpy() for title, value in zip(titles, values, strict=True)}
         return lens_figures.label_heatmaps(panels, self.labels, "last")
 
@@ -276,7 +276,7 @@ class LensResult:
         label = label or about["truth"] or about["answer"]
         of_sample = self.rows[self.rows["sample"] == sample]
         rows = of_sample.drop_duplicates("position").sort_values("position")  # several names may share a position
-        values = self.log_probs[:, rows.index.to_numpy(), self.labels.index(label)].exp().numpy()
+        values = self.log_probs[:, rows.index.tolist(), self.labels.index(label)].exp().numpy()
         truth = "" if about["truth"] is None else f", truth {about['truth']!r}"
         return lens_figures.sample_heatmap(values, rows, label, f"{about['sample']}{truth}, answer {about['answer']!r}")
 
@@ -374,8 +374,7 @@ def logit_lens(
     return sweep(
         data,
         compute,
-        LensResult.concat,
-        LensResult.load,
+        LensResult,
         header=header,
         batch_size=batch_size,
         folder=None if folder is None else Path(folder),

@@ -1,0 +1,273 @@
+"""A table of clips says at once what is wrong with it, and reads a clip only when it is asked about."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from audio_lens_plugin.audio import AudioError
+from audio_lens_plugin.datasets import ClipSet, DatasetError, sakura, table, toy_clips
+from audio_lens_plugin.loading import toys
+from audio_lens_plugin.tracks import TRACKS, PromptForm, Track
+
+GENDER = TRACKS["Gender"]
+RATE = 8000
+
+
+def sound(level: float) -> np.ndarray:
+    return np.full(RATE // 2, level, dtype=np.float32)
+
+
+def write_clips(folder: Path, *names: str) -> list[str]:
+    """Clips that differ: the first is at level 0.25, the second at 0.5, ..."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for place, name in enumerate(names, start=1):
+        soundfile.write(folder / name, sound(place / 4), RATE, format="WAV", subtype="FLOAT")
+    return [str(folder / name) for name in names]
+
+
+def write_sakura(folder: Path, text: str) -> Path:
+    write_clips(folder / "audio", "a.wav", "b.wav")
+    (folder / "metadata.csv").write_text(text)
+    return folder
+
+
+def levels(clips: ClipSet) -> list[float]:
+    return [float(sample.prompt.clips[0].waveform[0]) for sample in clips.samples()]
+
+
+@pytest.fixture
+def frame(tmp_path):
+    return pd.DataFrame({"file": write_clips(tmp_path, "a.wav", "b.wav"), "who": ["male", "female"]})
+
+
+@pytest.mark.parametrize("column", ["file", "file_name"])
+def test_both_spellings_of_the_published_metadata_are_read(tmp_path, column):
+    folder = write_sakura(tmp_path / "Gender", f"{column},attribute_label\nb.wav,male\na.wav,female\n")
+    assert levels(sakura(folder)) == [0.5, 0.25]
+
+
+def test_labels_are_written_as_the_track_writes_them(tmp_path):
+    folder = write_sakura(tmp_path / "Language", "file,attribute_label\na.wav, ENGLISH\nb.wav,german \n")
+    assert sakura(folder).labels == ("English", "German")
+
+
+def test_a_clip_is_named_as_in_the_metadata(tmp_path):
+    folder = write_sakura(tmp_path / "Gender", "file,attribute_label\n b.wav,male\n")
+    assert sakura(folder).names == ("b.wav",)
+
+
+def refusal(attempt, *arguments) -> str:
+    with pytest.raises(DatasetError) as refused:
+        attempt(*arguments)
+    return str(refused.value)
+
+
+def test_a_missing_file_is_told_with_its_row_before_anything_is_read(tmp_path):
+    folder = write_sakura(tmp_path / "Gender", "file,attribute_label\na.wav,male\ngone.wav,male\n")
+    (folder / "audio" / "a.wav").write_text("reading this would be an error of its own")
+    assert f"1 of 2 clips are not in {folder / 'audio'}:\n  row 2: gone.wav" in refusal(sakura, folder)
+
+
+def test_of_many_missing_files_ten_are_listed_and_the_rest_counted(tmp_path):
+    frame = pd.DataFrame({"file": [str(tmp_path / f"{row}.wav") for row in range(12)], "who": "male"})
+    assert refusal(table, frame, "who", "Gender").endswith("9.wav\n  ... and 2 more")
+
+
+def test_an_unknown_label_is_told_with_its_row_and_those_there_are(tmp_path):
+    folder = write_sakura(tmp_path / "Gender", "file,attribute_label\na.wav,male\nb.wav,robot\n")
+    assert "1 labels are none of male, female: row 2: 'robot'" in refusal(sakura, folder)
+
+
+def test_a_folder_that_is_no_track_is_refused_with_the_tracks(tmp_path):
+    folder = write_sakura(tmp_path / "Gendre", "file,attribute_label\na.wav,male\n")
+    assert f"{folder} is no SAKURA track: its name must be one of Animal, Emotion, Gender" in refusal(sakura, folder)
+
+
+def test_a_track_without_metadata_is_refused(tmp_path):
+    assert refusal(sakura, tmp_path / "Gender") == f"{tmp_path / 'Gender' / 'metadata.csv'}: there is no such file."
+
+
+WRITERS = {
+    "csv": lambda frame, path: frame.to_csv(path, index=False),
+    "tsv": lambda frame, path: frame.to_csv(path, index=False, sep="\t"),
+    "jsonl": lambda frame, path: frame.to_json(path, orient="records", lines=True),
+    "parquet": lambda frame, path: frame.to_parquet(path),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("place", ["", "audio"], ids=["beside the table", "in audio/"])
+def test_a_table_finds_its_clips_from_its_own_folder(tmp_path, kind, place):
+    write_clips(tmp_path / place, "a.wav", "b.wav")
+    WRITERS[kind](pd.DataFrame({"path": ["b.wav", "a.wav"], "who": ["male", "female"]}), tmp_path / f"clips.{kind}")
+    assert levels(table(tmp_path / f"clips.{kind}", "who", "Gender")) == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_numbers_stay_words_as_they_are_written(tmp_path, kind):
+    write_clips(tmp_path, "007")
+    WRITERS[kind](pd.DataFrame({"file": ["007"], "who": ["01"]}), tmp_path / f"clips.{kind}")
+    digits = Track("Digit", "digit", ("01", "1"), "Which digit?", "The digit", "The digit said")
+    assert table(tmp_path / f"clips.{kind}", "who", digits).labels == ("01",)
+
+
+def test_a_label_that_pandas_takes_for_nothing_is_a_label(tmp_path):
+    write_clips(tmp_path, "a.wav", "b.wav")
+    (tmp_path / "clips.csv").write_text("file,accent\na.wav,None\nb.wav,NA\n")
+    accents = Track("Accent", "accent", ("None", "NA"), "Which accent?", "The accent", "The accent heard")
+    assert table(tmp_path / "clips.csv", "accent", accents).labels == ("None", "NA")
+
+
+def test_a_track_of_ones_own_asks_its_own_question(frame):
+    track = Track("Voice", "voice", ("male", "female"), "Whose voice?", "The voice", "The voice heard")
+    assert table(frame, "who", track).samples("open+is+question")[0].prompt.question == "Whose voice?"
+
+
+def test_a_data_frame_of_absolute_paths_is_a_table(frame):
+    assert levels(table(frame, "who", "Gender")) == [0.25, 0.5]
+
+
+@pytest.mark.parametrize("index", [[7, 3], ["x", "y"]], ids=["numbers", "words"])
+def test_the_index_of_a_data_frame_does_not_matter(frame, index):
+    assert table(frame.set_axis(index), "who", "Gender").labels == ("male", "female")
+
+
+REFUSED = {
+    "no paths": (lambda f: table(f[["who"]], "who", "Gender"), "no column of paths; one of file, file_name, path, aud"),
+    "no labels": (lambda f: table(f, "whom", "Gender"), "data frame: no column 'whom'; there are file, who."),
+    "no rows": (lambda f: table(f[:0], "who", "Gender"), "data frame: there are no clips in it."),
+    "no track": (lambda f: table(f, "who", "Sex"), "'Sex' is no known track (Animal, Emotion, Gender, Language); desc"),
+}
+
+
+@pytest.mark.parametrize(("attempt", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_table_that_lacks_something_is_refused_with_what_there_is(frame, attempt, message):
+    assert message in refusal(attempt, frame)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("clips.xlsx", "", "a table of clips is one of .csv, .tsv, .jsonl, .parquet"),
+        ("clips.csv", "", "cannot be read as csv: "),
+        ("clips.jsonl", "{", "cannot be read as jsonl: "),
+        ("clips.parquet", "not parquet", "cannot be read as parquet: "),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    assert f"{tmp_path / name}: {message}" in refusal(table, tmp_path / name, "who", "Gender")
+
+
+@pytest.mark.parametrize("form", PromptForm.all(), ids=str)
+def test_a_sample_asks_in_its_form(frame, form):
+    prompt = table(frame, "who", "Gender").samples(str(form))[1].prompt
+    said = (prompt.question, prompt.options, prompt.answer, len(prompt.clips))
+    assert said == (form.question(GENDER), form.options(GENDER), form.answer(GENDER), int(form.audio))
+
+
+def test_a_sample_declares_the_attribute(frame):
+    assert table(frame, "who", "Gender").samples()[0].prompt.attribute == "gender"
+
+
+def test_a_sample_knows_its_name_and_label(frame):
+    sample = table(frame, "who", "Gender").samples()[1]
+    assert (sample.name, sample.label) == (frame["file"][1], "female")
+
+
+def test_a_clip_is_read_only_when_its_sample_is_taken(frame):
+    samples = table(frame, "who", "Gender").samples()
+    Path(frame["file"][1]).unlink()
+    assert samples[0].label == "male"
+    with pytest.raises(AudioError, match=r"b\.wav: there is no such file"):
+        samples[1]
+
+
+def test_the_control_without_audio_reads_no_clip(frame):
+    samples = table(frame, "who", "Gender").samples("open+is+no-audio")
+    Path(frame["file"][0]).unlink()
+    assert samples[0].prompt.clips == ()
+
+
+@pytest.mark.parametrize("part", [slice(1, None), slice(None, None, -1), slice(5, 9), slice(-1, None)], ids=str)
+def test_samples_are_sliced_like_a_list(frame, part):
+    samples = table(frame, "who", "Gender").samples()
+    assert [sample.name for sample in samples[part]] == list(frame["file"])[part]
+
+
+@pytest.mark.parametrize(("track", "count"), [("Animal", 18), ("Emotion", 10), ("Gender", 8), ("Language", 16)])
+def test_the_published_sample_is_read(sakura_sample, track, count):
+    assert [len(sample.prompt.clips) for sample in sakura(sakura_sample / track).samples()] == [1] * count
+
+
+@pytest.fixture
+def toy_folder(tmp_path):
+    write_clips(tmp_path / "clips" / "audio", "a.wav", "b.wav")
+    (tmp_path / "clips" / "metadata.csv").write_text("file,animal,gender\na.wav,dog,\nb.wav,,male\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("track", "level"), [("Animal", 0.25), ("Gender", 0.5)])
+def test_a_toys_clips_are_those_with_a_label_of_the_track(toy_folder, track, level):
+    assert levels(toy_clips(toy_folder, track)) == [level]
+
+
+def test_a_toys_clips_of_an_unknown_track_are_refused_with_the_tracks(toy_folder):
+    assert "Animal, Emotion, Gender, Language" in refusal(toy_clips, toy_folder, "Animals")
+
+
+@pytest.mark.parametrize("track", TRACKS)
+@pytest.mark.parametrize("toy", toys().values(), ids=toys())
+def test_every_toy_ships_clips_of_every_track(toy, track):
+    if not (toy / "clips").is_dir():
+        pytest.skip("this toy has no clips yet")
+    assert len(set(toy_clips(toy, track).labels)) > 1
+
+
+@pytest.fixture
+def hugging_face(frame):
+    """Makes a dataset of two clips; WAV bytes in memory are cast, since encoding them would need torchcodec."""
+    datasets = pytest.importorskip("datasets", reason="the optional package datasets is not installed")
+    clips = [{"bytes": Path(file).read_bytes(), "path": Path(file).name} for file in frame["file"]]
+
+    def make(labels, audio="audio", clips=clips, names=None):
+        dataset = datasets.Dataset.from_dict({audio: clips, "who": labels}).cast_column(audio, datasets.Audio())
+        return dataset if names is None else dataset.cast_column("who", datasets.ClassLabel(names=names))
+
+    return make
+
+
+def test_a_hugging_face_dataset_is_a_table(hugging_face):
+    assert levels(table(hugging_face(["male", "female"]), "who", "Gender")) == [0.25, 0.5]
+
+
+def test_class_labels_of_a_dataset_are_words(hugging_face):
+    assert table(hugging_face([1, 0], names=["Female", "male "]), "who", "Gender").labels == ("male", "female")
+
+
+def test_a_row_of_a_dataset_is_named_after_its_file(hugging_face):
+    assert table(hugging_face(["male", "female"]), "who", "Gender").names == ("a.wav", "b.wav")
+
+
+def test_an_unknown_label_of_a_dataset_is_told_with_its_row(hugging_face):
+    assert "row 2: 'robot'" in refusal(table, hugging_face(["male", "robot"]), "who", "Gender")
+
+
+@pytest.mark.parametrize("label", [-1, None], ids=["-1", "None"])
+def test_a_missing_class_label_of_a_dataset_is_told_with_its_row(hugging_face, label):
+    dataset = hugging_face([0, label], names=["male", "female"])
+    assert "row 2" in refusal(table, dataset, "who", "Gender")
+
+
+@pytest.mark.parametrize("clip", [{"bytes": None, "path": "gone.wav"}, None], ids=["missing file", "no audio"])
+def test_a_clip_that_a_dataset_lacks_is_told_with_its_row(hugging_face, frame, clip):
+    here = {"bytes": Path(frame["file"][0]).read_bytes(), "path": None}
+    assert "row 2" in refusal(table, hugging_face(["male", "male"], clips=[here, clip]), "who", "Gender")
+
+
+def test_a_dataset_without_an_audio_column_is_refused_with_its_columns(hugging_face):
+    dataset = hugging_face(["male", "female"], audio="speech")
+    assert "no column 'audio'; there are speech, who" in refusal(table, dataset, "who", "Gender")

@@ -1,0 +1,125 @@
+"""The model object: sites, answers, generation, inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from audio_lens_plugin.audio import Clip
+from audio_lens_plugin.labels import LabelError
+from audio_lens_plugin.lalm import LALM
+
+ANSWER = "The sound file's animal is"
+ANIMALS = ("dog", "cat", "cow")
+
+
+def test_the_same_words_reach_every_module(toy: LALM) -> None:
+    assert toy.blocks[2].attn.o._module is toy.module.model.language_model.layers[2].self_attn.o_proj
+    assert toy.blocks[2].ln1._module is toy.module.model.language_model.layers[2].input_layernorm
+    assert toy.blocks[2].mlp.gate._module is toy.module.model.language_model.layers[2].mlp.gate_proj
+    assert toy.audio_encoder.blocks[1].attn.q._module is toy.module.model.audio_tower.layers[1].self_attn.q_proj
+    assert toy.audio_projector._module is toy.module.model.multi_modal_projector
+    assert toy.unembed._module is toy.module.lm_head
+    assert len(toy.audio_encoder.blocks) == toy.module.config.audio_config.encoder_layers
+
+
+def test_an_edit_in_a_trace_changes_the_output(toy: LALM, clips: list[Clip]) -> None:
+    batch = toy.prompt(clips, answer=ANSWER)
+    audio = batch.at("audio")
+    with torch.no_grad(), toy.trace(batch):
+        before = toy.unembed.output[:, -1].save()
+    with torch.no_grad(), toy.trace(batch):
+        toy.blocks[0].output[audio.rows, audio.cols] = 0
+        after = toy.unembed.output[:, -1].save()
+    assert (before - after).abs().max() > 1e-3
+
+
+def test_answers_are_read_at_the_last_position(toy: LALM, clips: list[Clip]) -> None:
+    batch = toy.prompt(clips, answer=ANSWER)
+    answers = toy.answer(batch, ANIMALS)
+    with torch.no_grad():
+        plain = toy.module(**toy.inputs(batch)).logits[:, -1].log_softmax(-1)
+    torch.testing.assert_close(answers.log_probs, plain[:, toy.labels(ANIMALS).first], atol=1e-5, rtol=1e-5)
+    assert answers.words == [ANIMALS[index] for index in answers.log_probs.argmax(-1)]
+    torch.testing.assert_close(answers.probabilities.sum(-1), torch.ones(3))
+    assert list(answers.to_frame().columns) == ["answer", *ANIMALS]
+
+
+def test_free_text_is_what_transformers_generates(toy: LALM, clips: list[Clip]) -> None:
+    batch = toy.prompt(clips, answer=ANSWER)
+    texts = toy.answer(batch, ANIMALS, new_tokens=4).texts
+    plain = toy.module.generate(**toy.inputs(batch), max_new_tokens=4, do_sample=False)
+    start = batch.inputs["input_ids"].shape[1]
+    assert list(texts) == toy.tokenizer.batch_decode(plain[:, start:], skip_special_tokens=True)
+
+
+def test_whole_labels_are_scored_by_all_their_tokens(toy: LALM, clips: list[Clip]) -> None:
+    """Against one full pass per label over prompt plus label, without a cache."""
+    batch = toy.prompt(clips, answer=ANSWER)
+    labels = toy.labels(["barking dog", "barking cow", "cat"])
+    assert max(len(tokens) for tokens in labels.tokens) > 2
+    scores = toy.answer(batch, labels, whole=True).log_probs
+    inputs = toy.inputs(batch)
+    for index, tokens in enumerate(labels.tokens):
+        follows = torch.tensor(tokens).expand(len(batch), -1)
+        longer = {
+            **inputs,
+            "input_ids": torch.cat([inputs["input_ids"], follows], 1),
+            "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(follows)], 1),
+        }
+        with torch.no_grad():
+            log_probs = toy.module(**longer).logits.log_softmax(-1)[:, -len(tokens) - 1 : -1]
+        expected = log_probs.gather(-1, follows[..., None]).sum((1, 2))
+        torch.testing.assert_close(scores[:, index], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_labels_that_collide_are_refused_unless_read_whole(toy: LALM, clips: list[Clip]) -> None:
+    batch = toy.prompt(clips[0], answer=ANSWER)
+    with pytest.raises(LabelError, match="whole=True"):
+        toy.answer(batch, ["barking dog", "barking cow"])
+    assert toy.answer(batch, ["barking dog", "barking cow"], whole=True).log_probs.shape == (1, 2)
+
+
+def test_generation_can_be_called_and_traced(toy: LALM, clips: list[Clip]) -> None:
+    batch = toy.prompt(clips, answer=ANSWER)
+    called = toy.generate(batch, max_new_tokens=3, do_sample=False)
+    with toy.generate(batch, max_new_tokens=3, do_sample=False) as tracer:
+        traced = tracer.result.save()
+    assert torch.equal(called, traced)
+    with toy.generate(batch, max_new_tokens=3, do_sample=False) as tracer:
+        toy.blocks[-1].output[:, -1] = 0
+        edited = tracer.result.save()
+    assert not torch.equal(called, edited)
+
+
+def test_a_bare_array_needs_its_rate_and_is_resampled(toy: LALM) -> None:
+    wave = np.sin(np.arange(44_100) / 10).astype(np.float32)
+    batch = toy.prompt(wave, answer=ANSWER, rate=44_100)
+    assert len(batch.at("audio")) == 25
+    with pytest.raises(ValueError, match="needs its rate"):
+        toy.prompt(wave, answer=ANSWER)
+
+
+def test_one_question_per_row(toy: LALM, clips: list[Clip]) -> None:
+    batch = toy.prompt(clips, question=["One?", "Two?", "Three?"], options=["dog", "cat"], answer=ANSWER)
+    assert len(batch.at("Two").row(1)) >= 1
+    assert len(batch.at("Two").row(0)) == 0
+    assert "Possible options: dog, cat." in batch.positions.row_texts[0].text
+
+
+def test_the_fingerprint_tells_checkpoints_apart(toy: LALM) -> None:
+    before = toy.fingerprint
+    weight = toy.ln_final._module.weight
+    kept = weight.detach().clone()
+    try:
+        weight.data[0] += 1
+        assert toy.fingerprint != before
+    finally:
+        weight.data.copy_(kept)
+    assert toy.fingerprint == before
+
+
+def test_the_repr_says_what_was_loaded(toy: LALM) -> None:
+    for piece in ("toy/qwen2-audio", "qwen2_audio", "8 layers", "float32", "sdpa"):
+        assert piece in repr(toy)
