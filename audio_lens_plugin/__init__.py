@@ -39,6 +39,7 @@ _HOMES = {
     "Track": "tracks",
     "sakura": "datasets",
     "table": "datasets",
+    "toy_clips": "datasets",
     "LensResult": "recipes.logit_lens",
     "logit_lens": "recipes.logit_lens",
 }

@@ -113,7 +113,8 @@ def lens(
             progress=True,
         )
     except KeyboardInterrupt:
-        errors.print(f"stopped; finished batches are in {out / 'parts'}: the same command goes on from there")
+        where = out / "parts"
+        errors.print(f"stopped; finished batches are in {where}: the same command goes on from there", soft_wrap=True)
         raise
     result.save(out / "logit_lens")
     result.information().to_csv(out / "information.csv", index=False)

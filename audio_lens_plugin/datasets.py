@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from audio_lens_plugin.audio import as_clip
+from audio_lens_plugin.loading import toys
 from audio_lens_plugin.patch import Prompt, Sample
 from audio_lens_plugin.tracks import TRACKS, PromptForm, Track
 
@@ -124,14 +125,21 @@ def table(source: Any, label: str, track: Track | str) -> ClipSet:
     return _from_hugging_face(source, label, track)
 
 
-def toy_clips(toy: str | os.PathLike[str], track: str) -> ClipSet:
+def toy_clips(toy: str, track: str) -> ClipSet:
     """The held-out clips that ship with a toy, those that have a label of this track.
 
     Args:
-        toy: the toy's folder (see `loading.toys`).
+        toy: the toy's name, as in `loading.load`.
         track: one of SAKURA's four.
+
+    Raises:
+        DatasetError: there is no such toy or track.
     """
-    path = Path(toy) / "clips" / "metadata.csv"
+    if toy not in toys() or track not in TRACKS:
+        raise DatasetError(
+            f"no clips of {toy!r} for {track!r}; toys: {', '.join(toys())}; tracks: {', '.join(TRACKS)}."
+        )
+    path = toys()[toy] / "clips" / "metadata.csv"
     frame = _read(path)
     column = TRACKS[track].attribute
     return _from_frame(frame[frame[column].notna()], path.parent, column, TRACKS[track], str(path))

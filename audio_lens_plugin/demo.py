@@ -32,7 +32,7 @@ def run_demo(model: str, out: Path, console: Console) -> Path:
     if model not in toys():
         raise LoadError(f"the demo runs on toys ({', '.join(toys())}); for {model!r} use `audio-lens run lens`.")
     lalm = load(model)
-    sets = {track: toy_clips(toys()[model], track) for track in TRACKS}
+    sets = {track: toy_clips(model, track) for track in TRACKS}
     console.print(f"{model}: a toy, {lalm.n_layers} layers. One prompt, every position labelled:\n")
     shown = str(lalm.batch([sets["Animal"].samples(FORM)[0].prompt]))
     console.print(shown, markup=False, highlight=False, soft_wrap=True)

@@ -1,8 +1,13 @@
 """One recording, whatever it was before, becomes the same clip; what cannot be used is refused with its reason."""
 
+from __future__ import annotations
+
 import io
 import re
 import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +47,7 @@ def wav_bytes(pcm: np.ndarray) -> io.BytesIO:
 
 
 @pytest.fixture
-def tone_file(tmp_path):
+def tone_file(tmp_path: Path) -> Path:
     soundfile.write(tmp_path / "tone.wav", tone(), RATE, subtype="FLOAT")
     return tmp_path / "tone.wav"
 
@@ -58,16 +63,16 @@ DOORS = {
 
 
 @pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
-def test_every_door_gives_the_same_clip(tone_file, door):
+def test_every_door_gives_the_same_clip(tone_file: Path, door: Callable) -> None:
     assert as_clip(door(tone_file)).digest == as_clip(tone(), rate=RATE).digest
 
 
-def test_an_open_file_is_read(tone_file):
+def test_an_open_file_is_read(tone_file: Path) -> None:
     with tone_file.open("rb") as file:
         assert as_clip(file).digest == as_clip(tone(), rate=RATE).digest
 
 
-def test_a_decoder_object_gives_its_array_and_rate():
+def test_a_decoder_object_gives_its_array_and_rate() -> None:
     class Decoder:
         def get_all_samples(self):
             raise AssertionError("the row's items are enough")
@@ -78,18 +83,18 @@ def test_a_decoder_object_gives_its_array_and_rate():
     assert as_clip(Decoder()).digest == as_clip(tone(), rate=RATE).digest
 
 
-def test_a_clip_passes_unchanged():
+def test_a_clip_passes_unchanged() -> None:
     clip = Clip(tone(), RATE, "mine")
     assert as_clip(clip) is clip
 
 
 @pytest.mark.parametrize("source", [str, lambda path: {"path": str(path)}], ids=["path", "dict"])
-def test_a_clip_is_named_after_its_file(tone_file, source):
+def test_a_clip_is_named_after_its_file(tone_file: Path, source: Callable) -> None:
     assert as_clip(source(tone_file)).name == "tone.wav"
 
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
-def test_a_file_of_every_format_keeps_its_sound(tmp_path, kind):
+def test_a_file_of_every_format_keeps_its_sound(tmp_path: Path, kind: str) -> None:
     if kind not in soundfile.available_formats():
         pytest.skip(f"this libsndfile has no {kind}")
     soundfile.write(tmp_path / "tone", tone(seconds=2.0), RATE, format=kind)
@@ -99,7 +104,7 @@ def test_a_file_of_every_format_keeps_its_sound(tmp_path, kind):
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.uint8])
 @settings(deadline=None)
 @given(data=st.data())
-def test_integer_samples_sound_like_the_wav_file_of_them(dtype, data):
+def test_integer_samples_sound_like_the_wav_file_of_them(dtype: type, data: st.DataObject) -> None:
     pcm = data.draw(arrays(dtype, st.integers(1, 50)))
     np.testing.assert_allclose(as_clip(pcm, rate=RATE).waveform, as_clip(wav_bytes(pcm)).waveform, rtol=0, atol=1e-7)
 
@@ -114,34 +119,34 @@ TYPES = {
 
 
 @pytest.mark.parametrize("samples", TYPES.values(), ids=TYPES)
-def test_other_number_types_keep_the_waveform(samples):
+def test_other_number_types_keep_the_waveform(samples: Any) -> None:
     np.testing.assert_allclose(as_clip(samples, rate=RATE).waveform, tone(), atol=2e-3)
 
 
 @pytest.mark.parametrize("axis", [0, 1], ids=["channels first", "channels last"])
-def test_channels_are_mixed(axis):
+def test_channels_are_mixed(axis: int) -> None:
     stereo = np.stack([tone(), np.zeros_like(tone())], axis=axis)
     np.testing.assert_allclose(as_clip(stereo, rate=RATE).waveform, tone() / 2, atol=1e-7)
 
 
-def test_channels_of_a_file_are_mixed(tmp_path):
+def test_channels_of_a_file_are_mixed(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "stereo.wav", np.stack([tone(), -tone()], axis=1), RATE)
     np.testing.assert_allclose(as_clip(tmp_path / "stereo.wav").waveform, 0, atol=1e-4)
 
 
 @pytest.mark.parametrize("rate", [8000, 22050, 48000])
-def test_resampling_keeps_a_tones_frequency(rate):
+def test_resampling_keeps_a_tones_frequency(rate: int) -> None:
     assert loudest_frequency(Clip(tone(seconds=2.0), RATE).at_rate(rate)) == pytest.approx(440, abs=1)
 
 
-def test_resampling_folds_no_high_tone_down():
+def test_resampling_folds_no_high_tone_down() -> None:
     low = Clip(tone(hz=7000, seconds=2.0), RATE).at_rate(8000)
     assert np.abs(low.waveform[800:-800]).max() < 0.005
 
 
 @settings(deadline=None)
 @given(st.integers(400, 4000), st.sampled_from([8000, 16000, 22050, 44100]), st.sampled_from([8000, 16000, 24000]))
-def test_resampling_keeps_the_duration_within_a_sample(samples, rate, target):
+def test_resampling_keeps_the_duration_within_a_sample(samples: Any, rate: int, target: int) -> None:
     clip = Clip(np.zeros(samples, dtype=np.float32), rate)
     assert clip.at_rate(target).seconds == pytest.approx(clip.seconds, abs=1 / target)
 
@@ -172,67 +177,67 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("attempt", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_is_no_clip_is_refused_with_its_reason(attempt, message):
+def test_what_is_no_clip_is_refused_with_its_reason(attempt: Callable, message: str) -> None:
     with pytest.raises(AudioError, match=message):
         attempt()
 
 
-def test_a_missing_file_is_named_with_its_folder(tmp_path):
+def test_a_missing_file_is_named_with_its_folder(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match=re.escape(f"{tmp_path / 'gone.wav'}: there is no such file")):
         as_clip(tmp_path / "gone.wav")
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".wav", ".raw"])
-def test_a_text_file_is_no_audio_whatever_its_suffix(tmp_path, suffix):
+def test_a_text_file_is_no_audio_whatever_its_suffix(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"notes{suffix}").write_text("a transcript, not the recording")
     with pytest.raises(AudioError, match=rf"notes{suffix}: cannot be read as audio"):
         as_clip(tmp_path / f"notes{suffix}")
 
 
-def test_a_file_without_samples_is_refused(tmp_path):
+def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "nothing.wav", np.zeros(0), RATE)
     with pytest.raises(AudioError, match=r"nothing\.wav: the clip is empty"):
         as_clip(tmp_path / "nothing.wav")
 
 
-def test_a_clip_of_exactly_the_window_passes():
+def test_a_clip_of_exactly_the_window_passes() -> None:
     assert TWO_SECONDS.within(2.0, 2.0) is TWO_SECONDS
 
 
-def test_truncation_warns_with_the_seconds_lost():
+def test_truncation_warns_with_the_seconds_lost() -> None:
     with pytest.warns(UserWarning, match=r"dog\.wav: the last 1\.25 s of 2\.00 s were dropped"):
         TWO_SECONDS.within(0.1, 0.75, truncate=True)
 
 
 @pytest.mark.filterwarnings("ignore:dog.wav")
-def test_truncation_keeps_the_start():
+def test_truncation_keeps_the_start() -> None:
     kept = TWO_SECONDS.within(0.1, 0.75, truncate=True)
     np.testing.assert_array_equal(kept.waveform, TWO_SECONDS.waveform[:12000])
 
 
-def test_equal_audio_has_an_equal_digest_whatever_its_name():
+def test_equal_audio_has_an_equal_digest_whatever_its_name() -> None:
     assert Clip(tone(), RATE, "a").digest == Clip(tone(), RATE, "b").digest
 
 
 @settings(deadline=None)
 @given(st.integers(0, 99))
-def test_one_changed_sample_changes_the_digest(place):
+def test_one_changed_sample_changes_the_digest(place: int) -> None:
     changed = tone()[:100].copy()
     changed[place] = np.nextafter(changed[place], np.float32(1))
     assert Clip(changed, RATE).digest != Clip(tone()[:100], RATE).digest
 
 
-def test_another_rate_changes_the_digest():
+def test_another_rate_changes_the_digest() -> None:
     assert Clip(tone(), RATE).digest != Clip(tone(), 8000).digest
 
 
-def test_clips_can_be_compared():
+def test_clips_can_be_compared() -> None:
     assert (Clip(tone(), RATE) == Clip(tone(440.5), RATE)) is False
 
 
-def test_a_silenced_clip_keeps_its_length():
+def test_a_silenced_clip_keeps_its_length() -> None:
     assert TWO_SECONDS.silenced().seconds == 2
 
 
-def test_a_silenced_clip_is_silent():
+def test_a_silenced_clip_is_silent() -> None:
     assert not TWO_SECONDS.silenced().waveform.any()

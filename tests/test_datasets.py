@@ -1,6 +1,10 @@
 """A table of clips says at once what is wrong with it, and reads a clip only when it is asked about."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,18 +17,13 @@ from audio_lens_plugin.loading import toys
 from audio_lens_plugin.tracks import TRACKS, PromptForm, Track
 
 GENDER = TRACKS["Gender"]
-RATE = 8000
-
-
-def sound(level: float) -> np.ndarray:
-    return np.full(RATE // 2, level, dtype=np.float32)
 
 
 def write_clips(folder: Path, *names: str) -> list[str]:
     """Clips that differ: the first is at level 0.25, the second at 0.5, ..."""
     folder.mkdir(parents=True, exist_ok=True)
     for place, name in enumerate(names, start=1):
-        soundfile.write(folder / name, sound(place / 4), RATE, format="WAV", subtype="FLOAT")
+        soundfile.write(folder / name, np.full(4000, place / 4), 8000, format="WAV", subtype="FLOAT")
     return [str(folder / name) for name in names]
 
 
@@ -38,55 +37,55 @@ def levels(clips: ClipSet) -> list[float]:
     return [float(sample.prompt.clips[0].waveform[0]) for sample in clips.samples()]
 
 
-@pytest.fixture
-def frame(tmp_path):
-    return pd.DataFrame({"file": write_clips(tmp_path, "a.wav", "b.wav"), "who": ["male", "female"]})
-
-
-@pytest.mark.parametrize("column", ["file", "file_name"])
-def test_both_spellings_of_the_published_metadata_are_read(tmp_path, column):
-    folder = write_sakura(tmp_path / "Gender", f"{column},attribute_label\nb.wav,male\na.wav,female\n")
-    assert levels(sakura(folder)) == [0.5, 0.25]
-
-
-def test_labels_are_written_as_the_track_writes_them(tmp_path):
-    folder = write_sakura(tmp_path / "Language", "file,attribute_label\na.wav, ENGLISH\nb.wav,german \n")
-    assert sakura(folder).labels == ("English", "German")
-
-
-def test_a_clip_is_named_as_in_the_metadata(tmp_path):
-    folder = write_sakura(tmp_path / "Gender", "file,attribute_label\n b.wav,male\n")
-    assert sakura(folder).names == ("b.wav",)
-
-
-def refusal(attempt, *arguments) -> str:
+def refusal(attempt: Callable, *arguments: Any) -> str:
     with pytest.raises(DatasetError) as refused:
         attempt(*arguments)
     return str(refused.value)
 
 
-def test_a_missing_file_is_told_with_its_row_before_anything_is_read(tmp_path):
+@pytest.fixture
+def frame(tmp_path: Path) -> pd.DataFrame:
+    return pd.DataFrame({"file": write_clips(tmp_path, "a.wav", "b.wav"), "who": ["male", "female"]})
+
+
+@pytest.mark.parametrize("column", ["file", "file_name"])
+def test_both_spellings_of_the_published_metadata_are_read(tmp_path: Path, column: str) -> None:
+    folder = write_sakura(tmp_path / "Gender", f"{column},attribute_label\nb.wav,male\na.wav,female\n")
+    assert levels(sakura(folder)) == [0.5, 0.25]
+
+
+def test_labels_are_written_as_the_track_writes_them(tmp_path: Path) -> None:
+    folder = write_sakura(tmp_path / "Language", "file,attribute_label\na.wav, ENGLISH\nb.wav,german \n")
+    assert sakura(folder).labels == ("English", "German")
+
+
+def test_a_clip_is_named_as_in_the_metadata(tmp_path: Path) -> None:
+    folder = write_sakura(tmp_path / "Gender", "file,attribute_label\n b.wav,male\n")
+    assert sakura(folder).names == ("b.wav",)
+
+
+def test_a_missing_file_is_told_with_its_row_before_anything_is_read(tmp_path: Path) -> None:
     folder = write_sakura(tmp_path / "Gender", "file,attribute_label\na.wav,male\ngone.wav,male\n")
     (folder / "audio" / "a.wav").write_text("reading this would be an error of its own")
     assert f"1 of 2 clips are not in {folder / 'audio'}:\n  row 2: gone.wav" in refusal(sakura, folder)
 
 
-def test_of_many_missing_files_ten_are_listed_and_the_rest_counted(tmp_path):
+def test_of_many_missing_files_ten_are_listed_and_the_rest_counted(tmp_path: Path) -> None:
     frame = pd.DataFrame({"file": [str(tmp_path / f"{row}.wav") for row in range(12)], "who": "male"})
     assert refusal(table, frame, "who", "Gender").endswith("9.wav\n  ... and 2 more")
 
 
-def test_an_unknown_label_is_told_with_its_row_and_those_there_are(tmp_path):
+def test_an_unknown_label_is_told_with_its_row_and_those_there_are(tmp_path: Path) -> None:
     folder = write_sakura(tmp_path / "Gender", "file,attribute_label\na.wav,male\nb.wav,robot\n")
     assert "1 labels are none of male, female: row 2: 'robot'" in refusal(sakura, folder)
 
 
-def test_a_folder_that_is_no_track_is_refused_with_the_tracks(tmp_path):
+def test_a_folder_that_is_no_track_is_refused_with_the_tracks(tmp_path: Path) -> None:
     folder = write_sakura(tmp_path / "Gendre", "file,attribute_label\na.wav,male\n")
     assert f"{folder} is no SAKURA track: its name must be one of Animal, Emotion, Gender" in refusal(sakura, folder)
 
 
-def test_a_track_without_metadata_is_refused(tmp_path):
+def test_a_track_without_metadata_is_refused(tmp_path: Path) -> None:
     assert refusal(sakura, tmp_path / "Gender") == f"{tmp_path / 'Gender' / 'metadata.csv'}: there is no such file."
 
 
@@ -100,38 +99,34 @@ WRITERS = {
 
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("place", ["", "audio"], ids=["beside the table", "in audio/"])
-def test_a_table_finds_its_clips_from_its_own_folder(tmp_path, kind, place):
+def test_a_table_finds_its_clips_from_its_own_folder(tmp_path: Path, kind: str, place: str) -> None:
     write_clips(tmp_path / place, "a.wav", "b.wav")
     WRITERS[kind](pd.DataFrame({"path": ["b.wav", "a.wav"], "who": ["male", "female"]}), tmp_path / f"clips.{kind}")
     assert levels(table(tmp_path / f"clips.{kind}", "who", "Gender")) == [0.5, 0.25]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_numbers_stay_words_as_they_are_written(tmp_path, kind):
+def test_numbers_stay_words_as_they_are_written(tmp_path: Path, kind: str) -> None:
     write_clips(tmp_path, "007")
     WRITERS[kind](pd.DataFrame({"file": ["007"], "who": ["01"]}), tmp_path / f"clips.{kind}")
     digits = Track("Digit", "digit", ("01", "1"), "Which digit?", "The digit", "The digit said")
     assert table(tmp_path / f"clips.{kind}", "who", digits).labels == ("01",)
 
 
-def test_a_label_that_pandas_takes_for_nothing_is_a_label(tmp_path):
+def test_a_label_that_pandas_takes_for_nothing_is_a_label(tmp_path: Path) -> None:
     write_clips(tmp_path, "a.wav", "b.wav")
     (tmp_path / "clips.csv").write_text("file,accent\na.wav,None\nb.wav,NA\n")
     accents = Track("Accent", "accent", ("None", "NA"), "Which accent?", "The accent", "The accent heard")
     assert table(tmp_path / "clips.csv", "accent", accents).labels == ("None", "NA")
 
 
-def test_a_track_of_ones_own_asks_its_own_question(frame):
+def test_a_track_of_ones_own_asks_its_own_question(frame: pd.DataFrame) -> None:
     track = Track("Voice", "voice", ("male", "female"), "Whose voice?", "The voice", "The voice heard")
     assert table(frame, "who", track).samples("open+is+question")[0].prompt.question == "Whose voice?"
 
 
-def test_a_data_frame_of_absolute_paths_is_a_table(frame):
-    assert levels(table(frame, "who", "Gender")) == [0.25, 0.5]
-
-
 @pytest.mark.parametrize("index", [[7, 3], ["x", "y"]], ids=["numbers", "words"])
-def test_the_index_of_a_data_frame_does_not_matter(frame, index):
+def test_the_index_of_a_data_frame_does_not_matter(frame: pd.DataFrame, index: list) -> None:
     assert table(frame.set_axis(index), "who", "Gender").labels == ("male", "female")
 
 
@@ -144,7 +139,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("attempt", "message"), REFUSED.values(), ids=REFUSED)
-def test_a_table_that_lacks_something_is_refused_with_what_there_is(frame, attempt, message):
+def test_a_table_that_lacks_something_is_refused_with_what_there_is(
+    frame: pd.DataFrame, attempt: Callable, message: str
+) -> None:
     assert message in refusal(attempt, frame)
 
 
@@ -157,28 +154,28 @@ def test_a_table_that_lacks_something_is_refused_with_what_there_is(frame, attem
         ("clips.parquet", "not parquet", "cannot be read as parquet: "),
     ],
 )
-def test_a_file_that_is_no_table_is_refused(tmp_path, name, content, message):
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     assert f"{tmp_path / name}: {message}" in refusal(table, tmp_path / name, "who", "Gender")
 
 
 @pytest.mark.parametrize("form", PromptForm.all(), ids=str)
-def test_a_sample_asks_in_its_form(frame, form):
+def test_a_sample_asks_in_its_form(frame: pd.DataFrame, form: PromptForm) -> None:
     prompt = table(frame, "who", "Gender").samples(str(form))[1].prompt
     said = (prompt.question, prompt.options, prompt.answer, len(prompt.clips))
     assert said == (form.question(GENDER), form.options(GENDER), form.answer(GENDER), int(form.audio))
 
 
-def test_a_sample_declares_the_attribute(frame):
+def test_a_sample_declares_the_attribute(frame: pd.DataFrame) -> None:
     assert table(frame, "who", "Gender").samples()[0].prompt.attribute == "gender"
 
 
-def test_a_sample_knows_its_name_and_label(frame):
+def test_a_sample_knows_its_name_and_label(frame: pd.DataFrame) -> None:
     sample = table(frame, "who", "Gender").samples()[1]
     assert (sample.name, sample.label) == (frame["file"][1], "female")
 
 
-def test_a_clip_is_read_only_when_its_sample_is_taken(frame):
+def test_a_clip_is_read_only_when_its_sample_is_taken(frame: pd.DataFrame) -> None:
     samples = table(frame, "who", "Gender").samples()
     Path(frame["file"][1]).unlink()
     assert samples[0].label == "male"
@@ -186,88 +183,90 @@ def test_a_clip_is_read_only_when_its_sample_is_taken(frame):
         samples[1]
 
 
-def test_the_control_without_audio_reads_no_clip(frame):
+def test_the_control_without_audio_reads_no_clip(frame: pd.DataFrame) -> None:
     samples = table(frame, "who", "Gender").samples("open+is+no-audio")
     Path(frame["file"][0]).unlink()
     assert samples[0].prompt.clips == ()
 
 
 @pytest.mark.parametrize("part", [slice(1, None), slice(None, None, -1), slice(5, 9), slice(-1, None)], ids=str)
-def test_samples_are_sliced_like_a_list(frame, part):
+def test_samples_are_sliced_like_a_list(frame: pd.DataFrame, part: slice) -> None:
     samples = table(frame, "who", "Gender").samples()
     assert [sample.name for sample in samples[part]] == list(frame["file"])[part]
 
 
 @pytest.mark.parametrize(("track", "count"), [("Animal", 18), ("Emotion", 10), ("Gender", 8), ("Language", 16)])
-def test_the_published_sample_is_read(sakura_sample, track, count):
+def test_the_published_sample_is_read(sakura_sample: Path, track: str, count: int) -> None:
     assert [len(sample.prompt.clips) for sample in sakura(sakura_sample / track).samples()] == [1] * count
 
 
 @pytest.fixture
-def toy_folder(tmp_path):
+def toy_folder(tmp_path: Path) -> Path:
     write_clips(tmp_path / "clips" / "audio", "a.wav", "b.wav")
     (tmp_path / "clips" / "metadata.csv").write_text("file,animal,gender\na.wav,dog,\nb.wav,,male\n")
     return tmp_path
 
 
 @pytest.mark.parametrize(("track", "level"), [("Animal", 0.25), ("Gender", 0.5)])
-def test_a_toys_clips_are_those_with_a_label_of_the_track(toy_folder, track, level):
+def test_a_toys_clips_are_those_with_a_label_of_the_track(toy_folder: Path, track: str, level: float) -> None:
     assert levels(toy_clips(toy_folder, track)) == [level]
 
 
-def test_a_toys_clips_of_an_unknown_track_are_refused_with_the_tracks(toy_folder):
+def test_a_toys_clips_of_an_unknown_track_are_refused_with_the_tracks(toy_folder: Path) -> None:
     assert "Animal, Emotion, Gender, Language" in refusal(toy_clips, toy_folder, "Animals")
 
 
 @pytest.mark.parametrize("track", TRACKS)
 @pytest.mark.parametrize("toy", toys().values(), ids=toys())
-def test_every_toy_ships_clips_of_every_track(toy, track):
+def test_every_toy_ships_clips_of_every_track(toy: Path, track: str) -> None:
     if not (toy / "clips").is_dir():
         pytest.skip("this toy has no clips yet")
     assert len(set(toy_clips(toy, track).labels)) > 1
 
 
 @pytest.fixture
-def hugging_face(frame):
+def hugging_face(frame: pd.DataFrame) -> Callable:
     """Makes a dataset of two clips; WAV bytes in memory are cast, since encoding them would need torchcodec."""
     datasets = pytest.importorskip("datasets", reason="the optional package datasets is not installed")
     clips = [{"bytes": Path(file).read_bytes(), "path": Path(file).name} for file in frame["file"]]
 
-    def make(labels, audio="audio", clips=clips, names=None):
+    def make(labels: list, audio: str = "audio", clips: list = clips, names: list[str] | None = None) -> Any:
         dataset = datasets.Dataset.from_dict({audio: clips, "who": labels}).cast_column(audio, datasets.Audio())
         return dataset if names is None else dataset.cast_column("who", datasets.ClassLabel(names=names))
 
     return make
 
 
-def test_a_hugging_face_dataset_is_a_table(hugging_face):
+def test_a_hugging_face_dataset_is_a_table(hugging_face: Callable) -> None:
     assert levels(table(hugging_face(["male", "female"]), "who", "Gender")) == [0.25, 0.5]
 
 
-def test_class_labels_of_a_dataset_are_words(hugging_face):
+def test_class_labels_of_a_dataset_are_words(hugging_face: Callable) -> None:
     assert table(hugging_face([1, 0], names=["Female", "male "]), "who", "Gender").labels == ("male", "female")
 
 
-def test_a_row_of_a_dataset_is_named_after_its_file(hugging_face):
+def test_a_row_of_a_dataset_is_named_after_its_file(hugging_face: Callable) -> None:
     assert table(hugging_face(["male", "female"]), "who", "Gender").names == ("a.wav", "b.wav")
 
 
-def test_an_unknown_label_of_a_dataset_is_told_with_its_row(hugging_face):
+def test_an_unknown_label_of_a_dataset_is_told_with_its_row(hugging_face: Callable) -> None:
     assert "row 2: 'robot'" in refusal(table, hugging_face(["male", "robot"]), "who", "Gender")
 
 
 @pytest.mark.parametrize("label", [-1, None], ids=["-1", "None"])
-def test_a_missing_class_label_of_a_dataset_is_told_with_its_row(hugging_face, label):
+def test_a_missing_class_label_of_a_dataset_is_told_with_its_row(hugging_face: Callable, label: int | None) -> None:
     dataset = hugging_face([0, label], names=["male", "female"])
     assert "row 2" in refusal(table, dataset, "who", "Gender")
 
 
 @pytest.mark.parametrize("clip", [{"bytes": None, "path": "gone.wav"}, None], ids=["missing file", "no audio"])
-def test_a_clip_that_a_dataset_lacks_is_told_with_its_row(hugging_face, frame, clip):
+def test_a_clip_that_a_dataset_lacks_is_told_with_its_row(
+    hugging_face: Callable, frame: pd.DataFrame, clip: dict | None
+) -> None:
     here = {"bytes": Path(frame["file"][0]).read_bytes(), "path": None}
     assert "row 2" in refusal(table, hugging_face(["male", "male"], clips=[here, clip]), "who", "Gender")
 
 
-def test_a_dataset_without_an_audio_column_is_refused_with_its_columns(hugging_face):
+def test_a_dataset_without_an_audio_column_is_refused_with_its_columns(hugging_face: Callable) -> None:
     dataset = hugging_face(["male", "female"], audio="speech")
     assert "no column 'audio'; there are speech, who" in refusal(table, dataset, "who", "Gender")

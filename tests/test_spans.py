@@ -1,5 +1,7 @@
 """A position is found by its name: in batches written by hand, and in those that a family makes of real prompts."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from transformers import AutoProcessor
 
 from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.loading import toys
-from audio_lens_plugin.patch import Prompt, build_batch
+from audio_lens_plugin.patch import Prompt, PromptBatch, build_batch
 from audio_lens_plugin.patches.qwen2_audio import FAMILY
 from audio_lens_plugin.spans import ROLE_NAMES, Positions, Role, RowText, SpanError
 
@@ -53,7 +55,7 @@ BATCH = written(SHORT, LONG, attribute="animal")
 
 @settings(deadline=None)
 @given(st.lists(st.lists(st.sampled_from([role.name.lower() for role in Role][1:]), min_size=1), min_size=1))
-def test_every_position_answers_to_exactly_one_role(rows):
+def test_every_position_answers_to_exactly_one_role(rows: list[list[str]]) -> None:
     names = [[("audio[0]" if role == "audio" else role, "x") for role in row] for row in rows]
     positions = written(*names)
     counts = torch.zeros_like(positions.roles)
@@ -79,29 +81,29 @@ def test_every_position_answers_to_exactly_one_role(rows):
         ("Which", [[], [5]]),
     ],
 )
-def test_a_name_finds_its_positions(name, expected):
+def test_a_name_finds_its_positions(name: str, expected: list) -> None:
     assert found(BATCH, name) == expected
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1))
-def test_the_last_position_is_the_rows_end_however_it_is_padded(lengths):
+def test_the_last_position_is_the_rows_end_however_it_is_padded(lengths: list[int]) -> None:
     positions = written(*[[("answer", "x")] * length for length in lengths])
     assert found(positions, "last") == [[length - 1] for length in lengths]
 
 
-def test_the_last_position_comes_before_padding_on_the_right():
+def test_the_last_position_comes_before_padding_on_the_right() -> None:
     left = written([("answer", "x")] * 2, [("answer", "x")] * 5)
     right = Positions(left.roles.flip(1), left.clips, left.seconds, left.row_texts)
     assert right.at("last").cols.tolist() == [1, 4]
 
 
-def test_the_padding_is_found_as_such():
+def test_the_padding_is_found_as_such() -> None:
     assert BATCH.at("pad").row(0).tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("name", "expected"), [("audio[0]", [[0, 1, 3]]), ("audio[1]", [[2, 4]])])
-def test_clips_of_a_row_are_told_apart(name, expected):
+def test_clips_of_a_row_are_told_apart(name: str, expected: list) -> None:
     positions = written([(f"audio[{clip}]", "<A>") for clip in (0, 0, 1, 0, 1)])
     assert found(positions, name) == expected
 
@@ -115,18 +117,20 @@ def test_clips_of_a_row_are_told_apart(name, expected):
         pytest.param((0.7, 99.0), [3, 4], id="a stretch past the clip's end"),
     ],
 )
-def test_seconds_keep_what_overlaps_the_half_open_stretch(seconds, expected):
+def test_seconds_keep_what_overlaps_the_half_open_stretch(
+    seconds: tuple[float, float] | float | None, expected: list
+) -> None:
     assert found(BATCH, "audio", seconds) == [expected] * 2
 
 
 @settings(deadline=None)
 @given(cut=st.floats(0.001, 0.999))
-def test_two_stretches_that_meet_cover_the_clip(cut):
+def test_two_stretches_that_meet_cover_the_clip(cut: float) -> None:
     before, after = found(BATCH, "audio", (0.0, cut)), found(BATCH, "audio", (cut, 1.0))
     assert sorted({*before[0], *after[0]}) == [1, 2, 3, 4]
 
 
-def test_seconds_count_from_the_start_of_their_clip():
+def test_seconds_count_from_the_start_of_their_clip() -> None:
     positions = written([("audio[0]", "<A>"), ("audio[0]", "<A>"), ("audio[1]", "<A>")])
     assert found(positions, "audio", (0.0, 0.25)) == [[0, 2]]
 
@@ -150,35 +154,37 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("positions", "name", "seconds", "message"), REFUSED.values(), ids=REFUSED)
-def test_a_name_of_nothing_is_refused(positions, name, seconds, message):
+def test_a_name_of_nothing_is_refused(
+    positions: Positions, name: str, seconds: tuple[float, float] | float | None, message: str
+) -> None:
     with pytest.raises(SpanError, match=message):
         positions.at(name, seconds)
 
 
-def test_the_attribute_of_the_question_is_taken_where_the_answer_does_not_say_it():
+def test_the_attribute_of_the_question_is_taken_where_the_answer_does_not_say_it() -> None:
     assert found(written([*HEAD, *ASKED, ("answer", "It is")], attribute="animal"), "attribute") == [[6]]
 
 
-def test_a_whole_word_is_preferred_to_a_part_of_another():
+def test_a_whole_word_is_preferred_to_a_part_of_another() -> None:
     positions = written([("question", "cattle"), ("question", " or"), ("question", " cat")])
     assert found(positions, "cat") == [[2]]
 
 
-def test_a_whole_word_of_the_template_hides_no_part_of_a_question():
+def test_a_whole_word_of_the_template_hides_no_part_of_a_question() -> None:
     positions = written([*HEAD, ("question", "cattle")])  # the template says "cat"
     assert found(positions, "cat") == [[5]]
 
 
-def test_a_selection_keeps_rows_in_order():
+def test_a_selection_keeps_rows_in_order() -> None:
     assert BATCH.at("is").rows.tolist() == [0, 1, 1]
 
 
-def test_the_text_of_a_position_is_read_back():
+def test_the_text_of_a_position_is_read_back() -> None:
     assert BATCH.token_text(1, 11) == "The"
 
 
 @pytest.fixture(scope="module")
-def batch():
+def batch() -> PromptBatch:
     """Two rows of a real family: no question and 0.5 s; a question and two clips of 1 s and 0.25 s."""
     processor = AutoProcessor.from_pretrained(toys()["toy/qwen2-audio"])
     short, long, tiny = (Clip(np.zeros(size, dtype=np.float32), 16000) for size in (8000, 16000, 4000))
@@ -190,22 +196,24 @@ def batch():
     return build_batch(FAMILY, processor, prompts)
 
 
-def spoken(batch, name: str, row: int) -> str:
+def spoken(batch: PromptBatch, name: str, row: int) -> str:
     return "".join(batch.positions.token_text(row, col) for col in batch.at(name).row(row).tolist())
 
 
-def test_both_rows_of_a_real_batch_end_at_its_right_edge(batch):
+def test_both_rows_of_a_real_batch_end_at_its_right_edge(batch: PromptBatch) -> None:
     assert batch.at("last").cols.tolist() == [batch.positions.roles.shape[1] - 1] * 2
 
 
 @pytest.mark.parametrize(
     ("row", "name", "seconds"), [(0, "audio[0]", 0.5), (1, "audio[0]", 1.0), (1, "audio[1]", 0.25)]
 )
-def test_a_clip_has_as_many_positions_as_its_seconds(batch, row, name, seconds):
+def test_a_clip_has_as_many_positions_as_its_seconds(
+    batch: PromptBatch, row: int, name: str, seconds: tuple[float, float] | float | None
+) -> None:
     assert len(batch.at(name).row(row)) == pytest.approx(25 * seconds, abs=1)
 
 
-def test_the_seconds_of_a_clip_follow_each_other_without_a_gap(batch):
+def test_the_seconds_of_a_clip_follow_each_other_without_a_gap(batch: PromptBatch) -> None:
     heard = batch.positions.seconds[1, batch.at("audio[0]").row(1)]
     torch.testing.assert_close(heard.flatten(), torch.arange(26).repeat_interleave(2)[1:-1] / 25)
 
@@ -222,9 +230,9 @@ def test_the_seconds_of_a_clip_follow_each_other_without_a_gap(batch):
         ("assistant", " assistant assistant"),
     ],
 )
-def test_a_name_finds_its_words_in_a_real_prompt(batch, name, text):
+def test_a_name_finds_its_words_in_a_real_prompt(batch: PromptBatch, name: str, text: str) -> None:
     assert spoken(batch, name, 1) == text
 
 
-def test_the_padding_of_a_real_batch_is_what_the_mask_leaves_out(batch):
+def test_the_padding_of_a_real_batch_is_what_the_mask_leaves_out(batch: PromptBatch) -> None:
     assert torch.equal(batch.positions.roles == Role.PAD, batch.inputs["attention_mask"] == 0)

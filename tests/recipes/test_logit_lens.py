@@ -1,0 +1,294 @@
+"""The logit lens against transformers' own hidden states, and its statistics against hand-made numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from audio_lens_plugin import ops
+from audio_lens_plugin.audio import Clip
+from audio_lens_plugin.labels import LabelError
+from audio_lens_plugin.lalm import LALM
+from audio_lens_plugin.loading import load
+from audio_lens_plugin.patch import Prompt, Sample
+from audio_lens_plugin.recipes import logit_lens as room
+from audio_lens_plugin.recipes.logit_lens import LensResult, logit_lens
+from audio_lens_plugin.results import Header, ResultError
+from audio_lens_plugin.spans import SpanError
+
+ANIMALS = ("dog", "cat", "cow")
+ANSWER = "The animal in the sound file is"
+
+
+@pytest.fixture(scope="module")
+def batch(toy: LALM, clips: list[Clip]):
+    return toy.prompt(clips, answer=ANSWER, attribute="animal")
+
+
+@pytest.fixture
+def samples(clips: list[Clip]) -> list[Sample]:
+    truths = ["dog", "cat", "cow", "dog", "cat"]
+    many = [clips[index % 3] for index in range(5)]
+    return [
+        Sample(f"clip_{index}", Prompt(clips=(clip,), answer=ANSWER, attribute="animal"), truth)
+        for index, (clip, truth) in enumerate(zip(many, truths, strict=True))
+    ]
+
+
+def made(label_logits: np.ndarray, truths: list[str], answers: list[str], labels: tuple[str, ...]) -> LensResult:
+    """A result with one row, the last position, per sample; the whole vocabulary is the labels."""
+    logits = torch.tensor(label_logits, dtype=torch.float32)
+    count = logits.shape[1]
+    rows = {"sample": range(count), "span": "last", "index": 0, "position": 9, "token": "is"}
+    return LensResult(
+        header=Header("logit_lens", "hand", None, "", "float32", "sdpa", "custom", labels),
+        samples=pd.DataFrame({"sample": [f"s{i}" for i in range(count)], "truth": truths, "answer": answers}),
+        rows=pd.DataFrame(rows).assign(start=np.nan, end=np.nan),
+        label_logits=logits,
+        log_partition=logits.logsumexp(-1),
+        top_ids=torch.zeros(*logits.shape[:2], 0, dtype=torch.int64),
+        top_log_probs=torch.zeros(*logits.shape[:2], 0),
+        top_words={},
+    )
+
+
+def test_every_layer_equals_the_norm_and_head_on_its_hidden_state(toy: LALM, batch) -> None:
+    result = logit_lens(toy, batch, ANIMALS, ["last", "attribute", "audio"])
+    with torch.no_grad():
+        out = toy.module(**toy.inputs(batch), output_hidden_states=True)
+        norm, head = toy.module.model.language_model.norm, toy.module.lm_head
+        layers = [head(norm(state)) for state in out.hidden_states[:-1]] + [out.logits]
+    for span in ("last", "attribute", "audio"):
+        chosen = batch.at(span)
+        rows = (result.rows["span"] == span).to_numpy()
+        for layer, logits in enumerate(layers):
+            expected = logits[chosen.rows, chosen.cols]
+            ids = toy.labels(ANIMALS).first
+            torch.testing.assert_close(result.label_logits[layer, rows], expected[:, ids], atol=2e-5, rtol=2e-5)
+            torch.testing.assert_close(result.log_partition[layer, rows], expected.logsumexp(-1), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_last_layer_equals_the_models_own_logits(clips: list[Clip], dtype: torch.dtype) -> None:
+    lalm = load("toy/qwen2-audio", dtype=dtype)
+    batch = lalm.prompt([*clips, None], question="What animal makes the sound?", answer=ANSWER)
+    result = logit_lens(lalm, batch, ANIMALS)
+    with torch.no_grad():
+        logits = lalm.module(**lalm.inputs(batch)).logits[:, -1].float()
+    ids = lalm.labels(ANIMALS).first
+    # The model unembeds all positions at once, the lens only those asked for: bf16 rounds once per matrix product.
+    close = dict(atol=2e-5, rtol=2e-5) if dtype is torch.float32 else dict(atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(result.label_logits[-1], logits[:, ids], **close)
+    torch.testing.assert_close(result.log_partition[-1], logits.logsumexp(-1), **close)
+
+
+def test_one_forward_pass_and_only_asked_for_positions_meet_the_unembedding(toy: LALM, batch, monkeypatch) -> None:
+    monkeypatch.setattr(ops, "CHUNK_ROWS", 5)
+    passes, rows = [], []
+    blocks, head = toy.module.model.language_model.layers, toy.module.lm_head
+    hooks = [
+        blocks[0].register_forward_hook(lambda *_: passes.append(1)),
+        head.register_forward_hook(lambda module, args, out: rows.append(tuple(args[0].shape))),
+    ]
+    try:
+        result = logit_lens(toy, batch, ANIMALS, ["last", "audio"])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(passes) == 1
+    assert max(shape[0] for shape in rows) == 5, "logits exist for one chunk of rows at a time"
+    assert all(len(shape) == 2 for shape in rows), "the model's own unembedding of all positions did not run"
+    assert sum(shape[0] for shape in rows) == 9 * len(result.rows)
+
+
+def test_chunking_changes_no_number(toy: LALM, batch, monkeypatch) -> None:
+    whole = logit_lens(toy, batch, ANIMALS, ["last", "audio"])
+    monkeypatch.setattr(ops, "CHUNK_ROWS", 7)
+    chunked = logit_lens(toy, batch, ANIMALS, ["last", "audio"])
+    torch.testing.assert_close(whole.label_logits, chunked.label_logits, atol=1e-5, rtol=1e-5)
+
+
+def test_top_words_are_the_best_of_the_whole_vocabulary(toy: LALM, batch) -> None:
+    result = logit_lens(toy, batch, ANIMALS, top_k=4)
+    with torch.no_grad():
+        best = toy.module(**toy.inputs(batch)).logits[:, -1].log_softmax(-1).topk(4)
+    assert torch.equal(result.top_ids[-1], best.indices)
+    torch.testing.assert_close(result.top_log_probs[-1], best.values, atol=1e-5, rtol=1e-5)
+    frame = result.top_frame()
+    assert len(frame) == 9 * 3 * 4
+    assert set(frame["word"]) <= {toy.tokenizer.decode([token]) for token in result.top_ids.flatten().tolist()}
+
+
+def test_the_answer_is_what_the_model_says(toy: LALM, batch) -> None:
+    assert logit_lens(toy, batch, ANIMALS).samples["answer"].tolist() == toy.answer(batch, ANIMALS).words
+
+
+def test_positions_are_counted_without_padding(toy: LALM, batch, clips: list[Clip]) -> None:
+    together = logit_lens(toy, batch, ANIMALS, ["attribute"])
+    alone = logit_lens(toy, toy.prompt(clips[0], answer=ANSWER, attribute="animal"), ANIMALS, ["attribute"])
+    assert together.rows["position"].iloc[0] == alone.rows["position"].iloc[0]
+    assert together.rows["token"].iloc[0].strip() == "animal"
+
+
+def test_an_unknown_position_is_refused(toy: LALM, batch) -> None:
+    with pytest.raises(SpanError, match="no position is 'elephant'"):
+        logit_lens(toy, batch, ANIMALS, ["elephant"])
+
+
+def test_labels_that_collide_are_told_before_the_work(toy: LALM, samples, monkeypatch) -> None:
+    monkeypatch.setattr(room, "_read", lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(LabelError, match="begin with the same token"):
+        logit_lens(toy, samples, ["barking dog", "barking cow"])
+
+
+def test_the_information_score_is_the_share_with_the_true_label_on_top() -> None:
+    logits = np.zeros((3, 4, 2))
+    logits[1, :, 0] = [1, 1, -1, -1]  # after layer 1 samples 0 and 1 say "yes"
+    logits[2, :, 0] = [1, 1, 1, -1]
+    result = made(logits, ["yes", "yes", "yes", "no"], ["yes", "yes", "yes", "no"], ("yes", "no"))
+    table = result.information()
+    assert table["score"].tolist() == [0.75, 0.75, 1.0]  # layer 0: ties go to the first label
+    assert table["chance"].unique().tolist() == [0.5]
+    assert (table["low"] <= table["score"]).all()
+    assert (table["score"] <= table["high"]).all()
+    assert table["samples"].unique().tolist() == [4]
+
+
+def test_the_critical_layer_is_the_weighted_mean_of_the_paper() -> None:
+    """I = 0.5, 0.8, 1.0 after layers 1 to 3, |Y| = 2, a = 0.2: weights 0, 0.2, 0.4, so (2 * 0.2 + 3 * 0.4) / 0.6."""
+    right = {1: 5, 2: 8, 3: 10}
+    logits = np.zeros((4, 10, 2))
+    for layer, count in right.items():
+        logits[layer, :, 0] = np.where(np.arange(10) < count, 1, -1)
+    result = made(logits, ["yes"] * 10, ["yes"] * 10, ("yes", "no"))
+    critical = result.critical_layer()
+    assert critical.threshold == pytest.approx(0.6)
+    assert critical.layer == pytest.approx((2 * 0.2 + 3 * 0.4) / 0.6)
+    assert str(critical) == "2.67"
+
+
+def test_embeddings_carry_no_weight_in_the_critical_layer() -> None:
+    logits = np.zeros((3, 4, 2))  # every layer a tie, which the first label wins: I = 1 at layer 0, too
+    logits[1:, :, 0] = 1
+    assert made(logits, ["yes"] * 4, ["yes"] * 4, ("yes", "no")).critical_layer().layer == pytest.approx(1.5)
+
+
+def test_the_critical_layer_is_undefined_where_nothing_exceeds_the_threshold() -> None:
+    result = made(np.zeros((3, 4, 2)), ["yes", "no", "yes", "no"], ["yes"] * 4, ("yes", "no"))
+    critical = result.critical_layer()
+    assert critical.layer is None
+    assert "undefined: no layer's information score exceeds 0.600 (the best is 0.500)" in str(critical)
+
+
+def test_success_and_failure_curves_are_means_over_right_and_wrong_answers() -> None:
+    probability = np.array([[0.5, 0.5, 0.5], [0.9, 0.7, 0.2]])  # layers by samples, of "yes"
+    logits = np.log(np.stack([probability, 1 - probability], axis=-1))
+    result = made(logits, ["yes", "yes", "yes"], ["yes", "yes", "no"], ("yes", "no"))
+    curves = result.curves().set_index(["outcome", "layer"])
+    assert curves.loc[("success", 1), "probability"] == pytest.approx(0.8)
+    assert curves.loc[("failure", 1), "probability"] == pytest.approx(0.2)
+    assert curves.loc[("failure", 1), "samples"] == 1
+    assert result.accuracy == pytest.approx(2 / 3)
+
+
+def test_a_span_of_several_positions_counts_the_share_within_each_sample() -> None:
+    result = made(np.zeros((2, 3, 2)), ["yes", "yes", "yes"], ["yes"] * 3, ("yes", "no"))
+    rows = pd.concat([result.rows, result.rows.iloc[[0, 0]].assign(span="audio", index=[0, 1])], ignore_index=True)
+    logits = torch.zeros(2, 5, 2)
+    logits[1, 3:, 0] = torch.tensor([1.0, -1.0])
+    result = replace(
+        result,
+        rows=rows,
+        label_logits=logits,
+        log_partition=logits.logsumexp(-1),
+        top_ids=torch.zeros(2, 5, 0, dtype=torch.int64),
+        top_log_probs=torch.zeros(2, 5, 0),
+    )
+    table = result.information().set_index(["span", "layer"])
+    assert table.loc[("audio", 1), "score"] == pytest.approx(0.5)
+    assert table.loc[("audio", 1), "samples"] == 1
+
+
+def test_a_result_is_read_back_as_it_was(toy: LALM, samples, tmp_path: Path) -> None:
+    result = logit_lens(toy, samples, ANIMALS, ["last", "audio"], top_k=2, batch_size=2)
+    again = LensResult.load(result.save(tmp_path / "result"))
+    for name in ("label_logits", "log_partition", "top_ids", "top_log_probs"):
+        assert torch.equal(getattr(result, name), getattr(again, name)), name
+    pd.testing.assert_frame_equal(result.to_frame(), again.to_frame())
+    pd.testing.assert_frame_equal(result.top_frame(), again.top_frame())
+    assert again.header == result.header
+    assert again.header.model == "toy/qwen2-audio"
+    assert again.header.versions["torch"].startswith("2.")
+    assert again.critical_layer() == result.critical_layer()
+
+
+def test_a_result_of_a_bare_batch_is_read_back_too(toy: LALM, batch, tmp_path: Path) -> None:
+    result = logit_lens(toy, batch, ANIMALS)
+    again = LensResult.load(result.save(tmp_path / "result"))
+    assert again.samples["truth"].isna().all()
+    assert torch.equal(result.label_logits, again.label_logits)
+
+
+def test_the_frame_is_tidy(toy: LALM, samples) -> None:
+    frame = logit_lens(toy, samples, ANIMALS, ["attribute"]).to_frame()
+    assert len(frame) == 5 * 2 * 9 * 3  # samples, positions, layers, labels
+    one = frame[(frame["sample"] == "clip_1") & (frame["span"] == "last") & (frame["layer"] == 8)]
+    assert one["label"].tolist() == list(ANIMALS)
+    assert one["truth"].unique().tolist() == ["cat"]
+    best = one.loc[one["logit"].idxmax(), "label"]
+    assert best == one["answer"].iloc[0]
+
+
+def test_a_second_start_computes_only_what_is_missing(toy: LALM, samples, tmp_path: Path, monkeypatch) -> None:
+    straight = logit_lens(toy, samples, ANIMALS, batch_size=2)
+    read = room._read
+    done = []
+
+    def dies_at_the_second(*args):
+        if len(done) == 1:
+            raise KeyboardInterrupt
+        done.append(1)
+        return read(*args)
+
+    monkeypatch.setattr(room, "_read", dies_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        logit_lens(toy, samples, ANIMALS, batch_size=2, folder=tmp_path)
+    again = []
+    monkeypatch.setattr(room, "_read", lambda *args: again.append(1) or read(*args))
+    resumed = logit_lens(toy, samples, ANIMALS, batch_size=2, folder=tmp_path)
+    assert len(again) == 2, "of three batches the first lay on disk"
+    pd.testing.assert_frame_equal(resumed.to_frame(), straight.to_frame(), check_exact=True)
+
+
+def test_other_settings_do_not_reuse_finished_batches(toy: LALM, samples, tmp_path: Path) -> None:
+    logit_lens(toy, samples, ANIMALS, folder=tmp_path)
+    other = logit_lens(toy, samples, ANIMALS, ["attribute"], folder=tmp_path)
+    assert other.spans == ["attribute", "last"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_parts_of_different_experiments_are_not_joined(toy: LALM, batch) -> None:
+    parts = [logit_lens(toy, batch, ANIMALS), logit_lens(toy, batch, ANIMALS, top_k=1)]
+    with pytest.raises(ResultError, match="they differ in options"):
+        LensResult.concat(parts)
+
+
+def test_scores_without_truths_are_refused(toy: LALM, batch) -> None:
+    with pytest.raises(ValueError, match="true labels of these samples are not known"):
+        logit_lens(toy, batch, ANIMALS).information()
+
+
+def test_pictures_are_drawn_with_and_without_truths(toy: LALM, batch, samples) -> None:
+    with_truth = logit_lens(toy, samples, ANIMALS, ["audio", "attribute"])
+    lines = {line.get_label() for line in with_truth.plot().axes[0].get_lines()}
+    assert {"last", "attribute", "audio", "chance"} <= lines
+    image = with_truth.plot_sample(1).axes[0].images[0].get_array()
+    assert image.shape == (9, len(set(with_truth.rows.loc[with_truth.rows["sample"] == 1, "position"])))
+    assert len(logit_lens(toy, batch, ANIMALS).plot().axes) == 4  # three samples and the colour bar
+    assert "critical layer" in with_truth._repr_html_()
+    assert "noise" not in logit_lens(toy, batch, ANIMALS)._repr_html_()
