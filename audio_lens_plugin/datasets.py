@@ -20,7 +20,7 @@ import pandas as pd
 
 from audio_lens_plugin.audio import as_clip
 from audio_lens_plugin.loading import toys
-from audio_lens_plugin.patch import Prompt, Sample
+from audio_lens_plugin.prompts import Prompt, Sample
 from audio_lens_plugin.tracks import TRACKS, PromptForm, Track
 
 PATH_COLUMNS = ("file", "file_name", "path", "audio")

@@ -14,7 +14,7 @@ from rich.console import Console
 from audio_lens_plugin.datasets import ClipSet, toy_clips
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.loading import LoadError, load, toys
-from audio_lens_plugin.patch import with_clips
+from audio_lens_plugin.prompts import with_clips
 from audio_lens_plugin.recipes.logit_lens import LensResult, logit_lens
 from audio_lens_plugin.report import Section, html_table, lens_section, subtitle_of, write_report
 from audio_lens_plugin.tracks import TRACKS

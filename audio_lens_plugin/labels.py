@@ -59,7 +59,7 @@ class Labels:
         if clashes:
             raise LabelError(
                 f"labels begin with the same token and cannot be told apart by it: {clashes}.\n{self}\n"
-                "Rename a label, or read whole labels (teacher-forced log-probability): whole=True."
+                "Rename a label, or let lalm.answer(batch, labels, whole=True) read whole labels."
             )
         return torch.tensor([ids[0] for ids in self.tokens])
 

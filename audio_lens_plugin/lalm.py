@@ -31,7 +31,8 @@ from audio_lens_plugin import ops
 from audio_lens_plugin.audio import as_clip
 from audio_lens_plugin.bridge import bridge_of, shared_names
 from audio_lens_plugin.labels import Form, Labels, label_tokens
-from audio_lens_plugin.patch import Family, Prompt, PromptBatch, PromptError, build_batch
+from audio_lens_plugin.patch import Family, build_batch
+from audio_lens_plugin.prompts import Prompt, PromptBatch, PromptError
 
 TRACE_GENERATION = TransformersModel.generate.__wrapped__
 

@@ -17,60 +17,17 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from html import escape
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedModel
 
 from audio_lens_plugin.audio import Clip
-from audio_lens_plugin.spans import Positions, Role, RowText, Selection
+from audio_lens_plugin.prompts import Prompt, PromptBatch, PromptError
+from audio_lens_plugin.spans import Positions, Role, RowText
 
-SHOWN_ROWS = 8
 SYSTEM_MARK, QUESTION_MARK = "\ue000", "\ue001"  # stand for the words while a chat template is rendered
-
-
-class PromptError(ValueError):
-    """A prompt, or prepared tensors, that the model would misread."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One row: what is played, what is asked, and how the answer begins.
-
-    Attributes:
-        clips: the recordings, in order; may be none.
-        question: the user's words after the clips.
-        options: possible answers, named after the question.
-        answer: the assistant's turn, left open: the model goes on from its last token.
-        system: the system turn; None is the family's default.
-        attribute: the word in answer or question that names the attribute ("animal").
-    """
-
-    clips: tuple[Clip, ...] = ()
-    question: str | None = None
-    options: tuple[str, ...] | None = None
-    answer: str | None = None
-    system: str | None = None
-    attribute: str | None = None
-
-    @property
-    def words(self) -> str | None:
-        """The user's text: the question, then the options."""
-        if self.options is None:
-            return self.question
-        listed = f"Possible options: {', '.join(self.options)}."
-        return listed if self.question is None else f"{self.question} {listed}"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A prompt whose right answer is known: a row of an experiment."""
-
-    name: str
-    prompt: Prompt
-    label: str
 
 
 @dataclass(frozen=True)
@@ -87,67 +44,6 @@ class Heard:
 
     tensors: dict[str, torch.Tensor]
     counts: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class PromptBatch:
-    """Left-padded model inputs whose every position is labelled. ``print`` it to see them.
-
-    Attributes:
-        prompts: the rows.
-        inputs: what the model's forward takes: ``input_ids`` and ``attention_mask`` [batch, pos], audio tensors.
-        positions: role, text and seconds of every position.
-    """
-
-    prompts: tuple[Prompt, ...]
-    inputs: dict[str, torch.Tensor]
-    positions: Positions
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def at(self, name: str, seconds: tuple[float, float] | None = None) -> Selection:
-        """Positions by name: see `audio_lens_plugin.spans`."""
-        return self.positions.at(name, seconds)
-
-    def __str__(self) -> str:
-        return "\n\n".join(self._lines(row) for row in range(min(len(self), SHOWN_ROWS))) + self._unshown()
-
-    def _repr_html_(self) -> str:
-        return f"<pre style='line-height:1.35'>{escape(str(self))}</pre>"
-
-    def _unshown(self) -> str:
-        hidden = len(self) - SHOWN_ROWS
-        return f"\n\n... and {hidden} more rows" if hidden > 0 else ""
-
-    def _lines(self, row: int) -> str:
-        positions = self.positions
-        length, padding = positions.roles.shape[1], int((positions.roles[row] == Role.PAD).sum())
-        clips = ", ".join(f"{clip.name} ({clip.seconds:.2f} s)" for clip in self.prompts[row].clips) or "no clip"
-        lines = [f"row {row}: {length} positions, {padding} of them padding; {clips}"]
-        for first, past in _runs(positions, row):
-            place = f"{first}" if past == first + 1 else f"{first}-{past - 1}"
-            lines.append(
-                f"{place:>9}  {self._role_name(row, first):<11} {self._time(row, first, past):<13} "
-                f"{self._tokens(row, first, past)}".rstrip()
-            )
-        return "\n".join(lines)
-
-    def _role_name(self, row: int, col: int) -> str:
-        role = Role(int(self.positions.roles[row, col]))
-        return f"audio[{int(self.positions.clips[row, col])}]" if role is Role.AUDIO else role.name.lower()
-
-    def _time(self, row: int, first: int, past: int) -> str:
-        start, end = float(self.positions.seconds[row, first, 0]), float(self.positions.seconds[row, past - 1, 1])
-        return "" if start != start else f"{start:.2f}-{end:.2f} s"  # NaN is not equal to itself
-
-    def _tokens(self, row: int, first: int, past: int) -> str:
-        role = self.positions.roles[row, first]
-        if role == Role.PAD:
-            return ""
-        if role == Role.AUDIO:
-            return f"{self.positions.token_text(row, first)} × {past - first}"
-        return "|".join(self.positions.token_text(row, col).replace("\n", "⏎") for col in range(first, past))
 
 
 class Family(ABC):
@@ -323,13 +219,6 @@ def _check_counts(family: Family, row: int, clips: torch.Tensor, counts: Sequenc
             )
 
 
-def _runs(positions: Positions, row: int) -> list[tuple[int, int]]:
-    """Stretches of positions with one role and one clip: (first, past the last)."""
-    keys = list(zip(positions.roles[row].tolist(), positions.clips[row].tolist(), strict=True))
-    starts = [col for col in range(len(keys)) if col == 0 or keys[col] != keys[col - 1]]
-    return list(zip(starts, [*starts[1:], len(keys)], strict=True))
-
-
 def nnsight_names(components: Mapping[str, Any]) -> dict[str, str]:
     """nnsight's ``rename`` from an adapter's component mapping: one description of a model for both libraries.
 
@@ -351,8 +240,3 @@ def _nested_names(submodules: Mapping[str, Any]) -> dict[str, str]:
             names[component.name] = alias
         names |= _nested_names(component.submodules)
     return names
-
-
-def with_clips(prompt: Prompt, clips: Sequence[Clip]) -> Prompt:
-    """The same prompt with other clips: a control, a corruption."""
-    return replace(prompt, clips=tuple(clips))

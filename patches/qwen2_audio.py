@@ -31,16 +31,8 @@ from transformer_lens.model_bridge.supported_architectures.qwen2_audio import Qw
 from transformers import PreTrainedModel, Qwen2AudioForConditionalGeneration
 
 from audio_lens_plugin.audio import Clip
-from audio_lens_plugin.patch import (
-    QUESTION_MARK,
-    SYSTEM_MARK,
-    Family,
-    Heard,
-    Prompt,
-    PromptError,
-    Segment,
-    fill_template,
-)
+from audio_lens_plugin.patch import QUESTION_MARK, SYSTEM_MARK, Family, Heard, Segment, fill_template
+from audio_lens_plugin.prompts import Prompt, PromptError
 from audio_lens_plugin.spans import Role
 
 SYSTEM = "You are a helpful assistant."

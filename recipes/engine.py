@@ -29,7 +29,7 @@ from rich.progress import (
 from rich.text import Text
 
 from audio_lens_plugin.lalm import LALM
-from audio_lens_plugin.patch import Sample
+from audio_lens_plugin.prompts import Sample
 from audio_lens_plugin.results import Header
 
 

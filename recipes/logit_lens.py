@@ -30,7 +30,7 @@ from nnsight import save
 from audio_lens_plugin import ops
 from audio_lens_plugin.labels import Labels
 from audio_lens_plugin.lalm import LALM
-from audio_lens_plugin.patch import PromptBatch, Sample
+from audio_lens_plugin.prompts import PromptBatch, Sample
 from audio_lens_plugin.recipes import lens_figures
 from audio_lens_plugin.recipes.engine import header_of, sweep
 from audio_lens_plugin.results import Header, bootstrap_mean, load_tables, same_header, save_tables

@@ -11,7 +11,7 @@ import pytest
 
 from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.lalm import LALM
-from audio_lens_plugin.patch import Prompt, Sample
+from audio_lens_plugin.prompts import Prompt, Sample
 from audio_lens_plugin.recipes.logit_lens import logit_lens
 from audio_lens_plugin.report import Section, html_table, lens_section, picture, subtitle_of, write_report
 

@@ -14,7 +14,7 @@ import torch
 from audio_lens_plugin.datasets import toy_clips
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.loading import load, toys
-from audio_lens_plugin.patch import with_clips
+from audio_lens_plugin.prompts import with_clips
 from audio_lens_plugin.recipes.logit_lens import logit_lens
 from audio_lens_plugin.tracks import TRACKS
 

@@ -13,7 +13,7 @@ import torch
 from audio_lens_plugin.audio import AudioError, Clip
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.loading import families, load, toys
-from audio_lens_plugin.patch import PromptError
+from audio_lens_plugin.prompts import PromptError
 from audio_lens_plugin.spans import Role, SpanError
 
 ANSWER = "The sound file's animal is"

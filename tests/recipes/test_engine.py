@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from audio_lens_plugin.audio import Clip
-from audio_lens_plugin.patch import Prompt, Sample
+from audio_lens_plugin.prompts import Prompt, Sample
 from audio_lens_plugin.recipes.engine import part_key, sweep
 from audio_lens_plugin.results import Header
 

@@ -15,7 +15,7 @@ from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.labels import LabelError
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.loading import load
-from audio_lens_plugin.patch import Prompt, Sample
+from audio_lens_plugin.prompts import Prompt, Sample
 from audio_lens_plugin.recipes import logit_lens as room
 from audio_lens_plugin.recipes.logit_lens import LensResult, logit_lens
 from audio_lens_plugin.results import Header, ResultError
