@@ -29,9 +29,9 @@ class AudioError(ValueError):
     """A clip that cannot be used; the message names the clip, what is wrong and what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Clip:
-    """A mono waveform.
+    """A mono waveform. Clips are equal where name, rate and every sample are.
 
     Attributes:
         waveform: amplitude, full scale at ±1.
@@ -54,6 +54,12 @@ class Clip:
                 f"{self.name}: the waveform is not finite; the first NaN or infinity is sample {first} "
                 f"({first / self.rate:.3f} s). Repair the clip or leave it out."
             )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Clip) and (self.name, self.digest) == (other.name, other.digest)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.digest))
 
     @property
     def seconds(self) -> float:
@@ -149,13 +155,13 @@ def _from_file(file: Any, name: str) -> Clip:
         raise AudioError(f"{file}: there is no such file.")
     try:
         samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{name}: cannot be read as audio ({error.error_string}).") from error
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless audio, which says no rate
+        raise AudioError(f"{name}: cannot be read as audio ({error}).") from error
     return Clip(samples.mean(axis=1, dtype=np.float32), rate, name)
 
 
 def _from_array(array: Any, rate: int | None, name: str = "array") -> Clip:
-    samples = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
+    samples = _as_numpy(array)
     if not np.issubdtype(samples.dtype, np.number) or np.iscomplexobj(samples):
         raise AudioError(f"{name}: a {type(array).__name__} of dtype {samples.dtype} is no audio.")
     if rate is None:
@@ -163,6 +169,13 @@ def _from_array(array: Any, rate: int | None, name: str = "array") -> Clip:
     if np.issubdtype(samples.dtype, np.integer):
         samples = _centred(samples)
     return Clip(np.ascontiguousarray(_mono(samples, name), dtype=np.float32), int(rate), name)
+
+
+def _as_numpy(array: Any) -> np.ndarray:
+    if hasattr(array, "detach"):  # a torch tensor; numpy knows no bfloat16
+        array = array.detach().cpu()
+        array = array.float() if array.is_floating_point() else array
+    return np.asarray(array)
 
 
 def _centred(samples: np.ndarray) -> np.ndarray:
@@ -175,9 +188,9 @@ def _centred(samples: np.ndarray) -> np.ndarray:
 
 def _mono(samples: np.ndarray, name: str) -> np.ndarray:
     """Mix channels; the shorter of two axes holds them."""
-    if samples.ndim == 1:
-        return samples
-    if samples.ndim == 2 and min(samples.shape) <= MAX_CHANNELS:
+    if samples.ndim == 1 or samples.size == 0:
+        return samples.ravel()
+    if samples.ndim == 2 and 0 < min(samples.shape) <= MAX_CHANNELS:
         return samples.mean(axis=int(np.argmin(samples.shape)))
     raise AudioError(
         f"{name}: an array of shape {samples.shape} is no recording; expected [samples], [channels, samples] or "

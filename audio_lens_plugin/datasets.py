@@ -24,11 +24,16 @@ from audio_lens_plugin.prompts import Prompt, Sample
 from audio_lens_plugin.tracks import TRACKS, PromptForm, Track
 
 PATH_COLUMNS = ("file", "file_name", "path", "audio")
+AS_WRITTEN: dict[str, Any] = {
+    "dtype": str,
+    "keep_default_na": False,
+    "na_values": [""],
+}  # "None" and "NA" are words, too
 READERS: dict[str, Any] = {
-    ".csv": pd.read_csv,
-    ".tsv": lambda path, **options: pd.read_csv(path, sep="\t", **options),
-    ".jsonl": lambda path, **options: pd.read_json(path, lines=True, **options),
-    ".parquet": lambda path, dtype: pd.read_parquet(path),
+    ".csv": lambda path: pd.read_csv(path, **AS_WRITTEN),
+    ".tsv": lambda path: pd.read_csv(path, sep="\t", **AS_WRITTEN),
+    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
+    ".parquet": pd.read_parquet,
 }
 
 
@@ -159,7 +164,7 @@ def _read(path: Path) -> pd.DataFrame:
     if path.suffix not in READERS:
         raise DatasetError(f"{path}: a table of clips is one of {', '.join(READERS)}.")
     try:
-        return READERS[path.suffix](path, dtype=str)
+        return READERS[path.suffix](path)
     except (ValueError, OSError) as error:
         raise DatasetError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from error
 
@@ -177,17 +182,12 @@ def _from_frame(frame: pd.DataFrame, folder: Path, label: str, track: Track, nam
         raise DatasetError(f"{name}: there are no clips in it.")
     files = [str(value).strip() for value in frame[columns[0]]]
     paths = [_find(folder, file) for file in files]
-    missing = [f"row {_row(frame, place)}: {files[place]}" for place, path in enumerate(paths) if path is None]
+    missing = [f"row {place + 1}: {files[place]}" for place, path in enumerate(paths) if path is None]
     if missing:
         shown = "\n  ".join(missing[:10]) + (f"\n  ... and {len(missing) - 10} more" if len(missing) > 10 else "")
         raise DatasetError(f"{name}: {len(missing)} of {len(files)} clips are not in {folder}:\n  {shown}")
-    labels = _labels(list(frame[label]), [_row(frame, place) for place in range(len(frame))], track, name)
+    labels = _labels(list(frame[label]), track, name)
     return ClipSet(name, track, tuple(files), tuple(paths), labels)
-
-
-def _row(frame: pd.DataFrame, place: int) -> int:
-    """The row as a reader of the file counts: from 1, without the header."""
-    return int(frame.index[place]) + 1
 
 
 def _find(folder: Path, file: str) -> Path | None:
@@ -197,13 +197,11 @@ def _find(folder: Path, file: str) -> Path | None:
     return None
 
 
-def _labels(values: Sequence[Any], rows: Sequence[int], track: Track, name: str) -> tuple[str, ...]:
+def _labels(values: Sequence[Any], track: Track, name: str) -> tuple[str, ...]:
     """Labels as the track writes them; spaces around them and their case do not count."""
     known = {label.casefold(): label for label in track.labels}
     cleaned = [str(value).strip().casefold() for value in values]
-    unknown = [
-        f"row {row}: {value!r}" for row, value, label in zip(rows, values, cleaned, strict=True) if label not in known
-    ]
+    unknown = [f"row {row}: {values[row - 1]!r}" for row, label in enumerate(cleaned, 1) if label not in known]
     if unknown:
         raise DatasetError(
             f"{name}: {len(unknown)} labels are none of {', '.join(track.labels)}: {'; '.join(unknown[:10])}."
@@ -218,9 +216,28 @@ def _from_hugging_face(dataset: Any, label: str, track: Track) -> ClipSet:
             raise DatasetError(f"the dataset has no column {column!r}; there are {', '.join(columns) or 'none'}.")
     from datasets import Audio
 
-    encoded = dataset.cast_column("audio", Audio(decode=False))
+    clips = list(dataset.cast_column("audio", Audio(decode=False))["audio"])
+    _check_clips(clips)
     feature = dataset.features[label]
-    values = [feature.int2str(value) if hasattr(feature, "int2str") else value for value in dataset[label]]
-    names = [os.path.basename(str(audio.get("path") or f"row {row}")) for row, audio in enumerate(encoded["audio"])]
-    labels = _labels(values, range(1, len(values) + 1), track, "dataset")
-    return ClipSet("dataset", track, tuple(names), encoded["audio"], labels)
+    values = [_class_name(feature, value) for value in dataset[label]]
+    names = [os.path.basename(str(clip.get("path") or f"row {row}")) for row, clip in enumerate(clips, 1)]
+    return ClipSet("dataset", track, tuple(names), clips, _labels(values, track, "dataset"))
+
+
+def _check_clips(clips: Sequence[dict[str, Any] | None]) -> None:
+    """Every row has sound in it, or a path that leads to some."""
+    silent = [
+        f"row {row}"
+        for row, clip in enumerate(clips, 1)
+        if not clip or (clip.get("bytes") is None and not os.path.isfile(clip.get("path") or ""))
+    ]
+    if silent or not clips:
+        told = f"{len(silent)} rows have no audio: {', '.join(silent[:10])}" if clips else "there are no clips in it"
+        raise DatasetError(f"dataset: {told}.")
+
+
+def _class_name(feature: Any, value: Any) -> Any:
+    """A label in words, where the column holds class numbers; a missing one (None, -1) as it is."""
+    if not hasattr(feature, "int2str") or value is None or value < 0:
+        return value
+    return feature.int2str(value)

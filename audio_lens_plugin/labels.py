@@ -88,6 +88,8 @@ def label_tokens(tokenizer: Any, words: Sequence[str], form: Form = "spaced") ->
     Raises:
         LabelError: fewer than two labels, an empty one, or two that are the same word.
     """
+    if isinstance(words, str):
+        raise LabelError(f"labels are a list of words, not the one string {words!r}.")
     cleaned = tuple(word.strip() for word in words)
     if len(cleaned) < 2 or not all(cleaned):
         raise LabelError(f"at least two labels are needed, none of them empty; got {list(words)}.")

@@ -304,8 +304,8 @@ class LALM:
     def _first_tokens(self, batch: PromptBatch, labels: Labels) -> Float[torch.Tensor, "batch labels"]:
         last, ids = batch.at("last"), labels.first
         with torch.no_grad(), self.trace(batch, use_cache=False) as tracer:
-            state = self.blocks[-1].output[last.rows, last.cols]
-            logits, log_partition, _, _ = ops.vocabulary_scores(state, self.ln_final, self.unembed, ids, 0)
+            normed = self.ln_final.output[last.rows, last.cols]
+            logits, log_partition, _, _ = ops.vocabulary_scores(normed, self.unembed, ids, 0)
             log_probs = save(logits - log_partition[:, None])
             tracer.stop()
         return log_probs.cpu()

@@ -40,12 +40,12 @@ SITES: dict[str, Callable[[Any, int], torch.Tensor]] = {
 
 
 def vocabulary_scores(
-    hidden: torch.Tensor, ln_final: Any, unembed: Any, label_ids: torch.Tensor, top_k: int
+    normed: torch.Tensor, unembed: Any, label_ids: torch.Tensor, top_k: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the model would say if it stopped after this layer, for ``[rows, d_model]`` residual states.
+    """What a model says in states ``[rows, d_model]`` that have passed the final norm.
 
-    Only `CHUNK_ROWS` rows of logits exist at a time. Scores are fp32 whatever the model's dtype; the norm and the
-    unembedding run in the model's own.
+    Only `CHUNK_ROWS` rows of logits exist at a time. Scores are fp32 whatever the model's dtype; the unembedding runs
+    in the model's own.
 
     Returns:
         label logits ``[rows, labels]``; log of the softmax's denominator ``[rows]``; ids and logits of the ``top_k``
@@ -54,8 +54,8 @@ def vocabulary_scores(
     device = unembed.weight.device
     ids = label_ids.to(device)
     label_logits, log_partition, top_ids, top_logits = [], [], [], []
-    for rows in hidden.to(device).split(CHUNK_ROWS):
-        logits = unembed(ln_final(rows))
+    for rows in normed.to(device).split(CHUNK_ROWS):
+        logits = unembed(rows)
         label_logits.append(logits[:, ids].float())
         log_partition.append(torch.logsumexp(logits.float(), dim=-1))
         best = torch.topk(logits, top_k, dim=-1)
@@ -75,12 +75,15 @@ def lens(
 ) -> list[torch.Tensor]:
     """The logit lens of all layers at the given (row, position) pairs, in the one forward pass that is running.
 
-    Layer axis: 0 = the embeddings, l = after block l. The final norm is recomputed at every layer.
+    Layer axis: 0 = the embeddings, l = after block l. The final norm is recomputed at every layer. The states of all
+    layers meet the unembedding together, so that its weights (the largest of the model) are read once, not per layer.
 
     Returns:
         the four tensors of `vocabulary_scores`, each with a leading axis ``layers + 1``.
     """
-    scores = [vocabulary_scores(blocks[0].input[rows, cols], ln_final, unembed, label_ids, top_k)]
+    device = ln_final.weight.device
+    normed = [ln_final(blocks[0].input[rows, cols].to(device))]
     for block in blocks:
-        scores.append(vocabulary_scores(block.output[rows, cols], ln_final, unembed, label_ids, top_k))
-    return [torch.stack(layers) for layers in zip(*scores, strict=True)]
+        normed.append(ln_final(block.output[rows, cols].to(device)))
+    scores = vocabulary_scores(torch.cat(normed), unembed, label_ids, top_k)
+    return [score.unflatten(0, (len(normed), len(rows))) for score in scores]

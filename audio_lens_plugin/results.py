@@ -67,14 +67,20 @@ class Header:
 
 
 def save_tables(folder: str | os.PathLike[str], header: Header, tables: Mapping[str, pd.DataFrame]) -> Path:
-    """Write a header and its tables as a folder, whole or not at all; an older result there is replaced."""
+    """Write a header and its tables as a folder, whole or not at all; an older result there is replaced.
+
+    Raises:
+        ResultError: the folder is there and holds something else; nothing is touched.
+    """
     folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / f"{header.recipe}.json").is_file():
+        raise ResultError(f"{folder} holds something that is no result of {header.recipe}; choose another folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         for name, table in tables.items():
             table.to_parquet(Path(scratch) / f"{name}.parquet", index=False)
         text = json.dumps(asdict(header), indent=2, ensure_ascii=False)
-        (Path(scratch) / f"{header.recipe}.json").write_text(text + "\n")
+        (Path(scratch) / f"{header.recipe}.json").write_text(text + "\n", encoding="utf-8")
         ready = Path(scratch) / "ready"
         ready.mkdir(mode=0o755)
         for file in [path for path in Path(scratch).iterdir() if path.is_file()]:
@@ -95,7 +101,7 @@ def load_tables(folder: str | os.PathLike[str], recipe: str) -> tuple[Header, di
     head = folder / f"{recipe}.json"
     if not head.is_file():
         raise ResultError(f"{folder} holds no result of {recipe}: there is no {head.name} in it.")
-    fields = json.loads(head.read_text())
+    fields = json.loads(head.read_text(encoding="utf-8"))
     fields["labels"] = tuple(fields["labels"])
     return Header(**fields), {path.stem: pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))}
 

@@ -156,13 +156,21 @@ class Positions:
         return torch.where(answer.any(dim=1, keepdim=True), answer, everywhere & (self.roles == Role.QUESTION))
 
     def _containing(self, words: Sequence[str | None]) -> torch.Tensor:
-        """Positions whose characters overlap an occurrence of the row's word, outside template and audio."""
+        """Positions of the row's word among the prompt's words: as a whole word if it stands there, else in others."""
         found = torch.zeros_like(self.roles, dtype=torch.bool)
-        for row, (word, content) in enumerate(zip(words, self.row_texts, strict=True)):
-            for start, end in _occurrences(word, content.text):
-                for col, (first, past) in enumerate(content.offsets):
-                    found[row, col] |= first < end and start < past
-        return found & torch.isin(self.roles, torch.tensor([int(role) for role in WORDS], device=self.roles.device))
+        for row, word in enumerate(words):
+            if word:
+                whole = self._matching(row, rf"(?<!\w){re.escape(word)}(?!\w)")
+                found[row] = whole if whole.any() else self._matching(row, re.escape(word))
+        return found
+
+    def _matching(self, row: int, pattern: str) -> torch.Tensor:
+        """Positions of one row, outside template and audio, whose characters overlap a match."""
+        content = self.row_texts[row]
+        matches = [match.span() for match in re.finditer(pattern, content.text)]
+        overlaps = [any(first < end and start < past for start, end in matches) for first, past in content.offsets]
+        spoken = torch.isin(self.roles[row], torch.tensor([int(role) for role in WORDS], device=self.roles.device))
+        return torch.tensor(overlaps, device=self.roles.device) & spoken
 
     def _heard_during(self, name: str, seconds: tuple[float, float]) -> torch.Tensor:
         start, end = seconds
@@ -177,11 +185,3 @@ class Positions:
     def _what_there_is(self) -> str:
         roles = [name for name, role in ROLE_NAMES.items() if bool((self.roles == role).any())]
         return f"Roles here: {', '.join(roles)}; further names: last, attribute, audio[k], any word of the prompt."
-
-
-def _occurrences(word: str | None, text: str) -> list[tuple[int, int]]:
-    """Where ``word`` stands in ``text``: as a whole word if it does anywhere, else as a substring."""
-    if not word:
-        return []
-    whole = [match.span() for match in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text)]
-    return whole or [match.span() for match in re.finditer(re.escape(word), text)]

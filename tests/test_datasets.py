@@ -201,25 +201,30 @@ def test_the_published_sample_is_read(sakura_sample: Path, track: str, count: in
 
 
 @pytest.fixture
-def toy_folder(tmp_path: Path) -> Path:
+def toy_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A shelf of one toy that has two clips."""
     write_clips(tmp_path / "clips" / "audio", "a.wav", "b.wav")
     (tmp_path / "clips" / "metadata.csv").write_text("file,animal,gender\na.wav,dog,\nb.wav,,male\n")
-    return tmp_path
+    monkeypatch.setattr("audio_lens_plugin.datasets.toys", lambda: {"toy/mine": tmp_path})
+    return "toy/mine"
 
 
 @pytest.mark.parametrize(("track", "level"), [("Animal", 0.25), ("Gender", 0.5)])
-def test_a_toys_clips_are_those_with_a_label_of_the_track(toy_folder: Path, track: str, level: float) -> None:
-    assert levels(toy_clips(toy_folder, track)) == [level]
+def test_a_toys_clips_are_those_with_a_label_of_the_track(toy_name: str, track: str, level: float) -> None:
+    assert levels(toy_clips(toy_name, track)) == [level]
 
 
-def test_a_toys_clips_of_an_unknown_track_are_refused_with_the_tracks(toy_folder: Path) -> None:
-    assert "Animal, Emotion, Gender, Language" in refusal(toy_clips, toy_folder, "Animals")
+@pytest.mark.parametrize(("toy", "track"), [("toy/mine", "Animals"), ("toy/yours", "Animal")])
+@pytest.mark.usefixtures("toy_name")
+def test_clips_of_an_unknown_toy_or_track_are_refused_with_those_there_are(toy: str, track: str) -> None:
+    message = f"no clips of '{toy}' for '{track}'; toys: toy/mine; tracks: Animal, Emotion, Gender, Language."
+    assert refusal(toy_clips, toy, track) == message
 
 
 @pytest.mark.parametrize("track", TRACKS)
-@pytest.mark.parametrize("toy", toys().values(), ids=toys())
-def test_every_toy_ships_clips_of_every_track(toy: Path, track: str) -> None:
-    if not (toy / "clips").is_dir():
+@pytest.mark.parametrize("toy", toys())
+def test_every_toy_ships_clips_of_every_track(toy: str, track: str) -> None:
+    if not (toys()[toy] / "clips").is_dir():
         pytest.skip("this toy has no clips yet")
     assert len(set(toy_clips(toy, track).labels)) > 1
 

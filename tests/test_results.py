@@ -44,6 +44,12 @@ def test_a_table_comes_back_as_it_was_saved(tmp_path: Path, name: str) -> None:
     pd.testing.assert_frame_equal(tables[name], TABLES[name])
 
 
+def test_a_table_comes_back_without_its_index(tmp_path: Path) -> None:
+    filtered = TABLES["curves"].iloc[::-1]
+    _, tables = load_tables(save_tables(tmp_path / "run", HEADER, {"curves": filtered}), "logit_lens")
+    pd.testing.assert_frame_equal(tables["curves"], filtered.reset_index(drop=True))
+
+
 def test_a_result_is_one_json_and_one_parquet_per_table(tmp_path: Path) -> None:
     folder = save_tables(tmp_path / "run", HEADER, TABLES)
     assert sorted(path.name for path in folder.iterdir()) == ["curves.parquet", "logit_lens.json", "top.parquet"]

@@ -11,8 +11,9 @@ from transformers import AutoProcessor
 
 from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.loading import toys
-from audio_lens_plugin.patch import Prompt, PromptBatch, build_batch
+from audio_lens_plugin.patch import build_batch
 from audio_lens_plugin.patches.qwen2_audio import FAMILY
+from audio_lens_plugin.prompts import Prompt, PromptBatch
 from audio_lens_plugin.spans import ROLE_NAMES, Positions, Role, RowText, SpanError
 
 STEP = 0.25  # seconds that one audio position of a batch written by hand hears; exact in binary
