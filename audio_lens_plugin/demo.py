@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 from rich.console import Console
 
@@ -40,6 +41,7 @@ def run_demo(model: str, out: Path, console: Console) -> Path:
     for name, clips in sets.items():
         results[name] = logit_lens(lalm, clips.samples(FORM), clips.track.labels, POSITIONS, form=FORM)
         results[name].save(out / name)
+        _save_pictures(results[name], out / name)
         lines.append(_summary(lalm, name, clips, results[name]))
         console.print("  ".join(f"{key}: {value}" for key, value in lines[-1].items()), highlight=False)
     sections = [_opening(lines), Section("What the model is asked", (_ASKED,), listing=shown)]
@@ -68,6 +70,18 @@ def _summary(lalm: LALM, name: str, clips: ClipSet, result: LensResult) -> dict[
         "chance": f"{1 / len(clips.track.labels):.2f}",
         "critical layer": str(result.critical_layer()),
     }
+
+
+def _save_pictures(result: LensResult, stem: Path) -> None:
+    """Scores of all clips, and the clip whose answer is the surest, as PNG beside the tables."""
+    surest = int(result.log_probs[-1, _last_rows(result)].amax(-1).argmax())
+    for name, figure in (("scores", result.plot()), ("clip", result.plot_sample(surest))):
+        figure.savefig(stem.with_name(f"{stem.name.lower()}_{name}.png"), dpi=160)
+        plt.close(figure)
+
+
+def _last_rows(result: LensResult) -> list[int]:
+    return result.rows.index[result.rows["span"] == "last"].tolist()
 
 
 def _opening(lines: list[dict[str, str]]) -> Section:

@@ -123,7 +123,8 @@ def _score_table(score: pd.DataFrame) -> pd.DataFrame:
             for s, lo, hi in zip(score["score"], score["low"], score["high"], strict=True)
         ]
     )
-    return cells.pivot_table(index="layer", columns="span", values="cell", aggfunc="first", sort=False).reset_index()
+    table = cells.pivot_table(index="layer", columns="span", values="cell", aggfunc="first", sort=False)
+    return table.reset_index().rename_axis(columns=None)
 
 
 def _sound(clip: Clip) -> str:

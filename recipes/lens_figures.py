@@ -27,7 +27,7 @@ def scores_by_layer(information: pd.DataFrame, curves: pd.DataFrame, critical: f
         curves: columns ``span, outcome, layer, probability, low, high, samples``.
         critical: the critical layer, marked where it is defined.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained", sharey=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
     _draw_information(left, information, critical)
     left.set_title(title, fontsize=10, loc="left")
     _draw_curves(right, curves[curves["span"] == "last"])
@@ -36,7 +36,7 @@ def scores_by_layer(information: pd.DataFrame, curves: pd.DataFrame, critical: f
         axes.set(xlabel="layer (0 = embeddings)", ylim=(-0.02, 1.08))
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
     return figure
 
 
@@ -82,12 +82,13 @@ def _draw_information(axes: Axes, table: pd.DataFrame, critical: float | None) -
     for index, (span, part) in enumerate(table.groupby("span", sort=False)):
         _line_with_band(axes, part, "score", SPAN_COLOURS[index % len(SPAN_COLOURS)], str(span))
     axes.axhline(table["chance"].iloc[0], color=QUIET, linestyle=":", linewidth=1, label="chance")
-    axes.set_ylabel("information score | probability")
+    axes.set_ylabel("information score")
     if critical is not None:
         axes.axvline(critical, color=QUIET, linestyle="--", linewidth=1, label=f"critical layer {critical:.2f}")
 
 
 def _draw_curves(axes: Axes, table: pd.DataFrame) -> None:
+    axes.set_ylabel("p(true label)")
     for outcome, part in table.groupby("outcome", sort=False):
         colour, words = OUTCOMES[str(outcome)]
         if count := int(part["samples"].iloc[0]):

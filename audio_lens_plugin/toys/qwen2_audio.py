@@ -1,0 +1,185 @@
+"""The toy Qwen2-Audio: transformers' own classes with small numbers, and what the training stages need of them.
+
+The window is 6 s, but most training clips are shorter than 3 s. The tower's position table is Whisper's sinusoids,
+whose first half is the table of a 3 s window, and what lies behind a clip's end is masked. So short clips go through a
+tower of half the window that shares every weight, at less than half the cost.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import (
+    AutoProcessor,
+    GenerationConfig,
+    Qwen2AudioConfig,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2AudioProcessor,
+    WhisperFeatureExtractor,
+)
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
+from transformers.models.whisper.modeling_whisper import sinusoids
+
+from audio_lens_plugin.toys.sounds import SAMPLE_RATE
+from audio_lens_plugin.toys.tokenizer import train_tokenizer
+
+MEL_BINS = 40
+WINDOW_SECONDS = 6
+FRAMES_PER_SECOND = 100
+POSITIONS_PER_SECOND = 50  # of the tower, before its pooling halves them
+
+
+class Qwen2AudioToy:
+    """The toy as the training stages see it: a processor, a model, and a way to hear clips and to read prompts."""
+
+    def __init__(self, processor: Qwen2AudioProcessor, model: Qwen2AudioForConditionalGeneration) -> None:
+        self.processor = processor
+        self.model = model
+
+    @classmethod
+    def untrained(cls) -> Qwen2AudioToy:
+        """A toy with random weights."""
+        processor = build_processor()
+        return cls(processor, build_model(processor))
+
+    @classmethod
+    def load(cls, folder: Path) -> Qwen2AudioToy:
+        """A toy from its folder, loaded the way every user loads it."""
+        model = Qwen2AudioForConditionalGeneration.from_pretrained(folder)
+        return cls(AutoProcessor.from_pretrained(folder), model.eval())
+
+    def save(self, folder: Path) -> None:
+        """Write processor and model; the weights as half-precision numbers, which load as single-precision ones."""
+        self.processor.save_pretrained(folder)
+        copy.deepcopy(self.model).half().save_pretrained(folder)
+        (folder / "model.safetensors").chmod(0o644)
+        config = folder / "config.json"
+        config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the text stack and so of an audio embedding."""
+        return self.model.config.text_config.hidden_size
+
+    def hearing(self) -> nn.ModuleList:
+        """What the first stage trains."""
+        return nn.ModuleList([self.model.model.audio_tower, self.model.model.multi_modal_projector])
+
+    def reading(self) -> nn.ModuleList:
+        """What the second stage trains."""
+        return nn.ModuleList([self.model.model.language_model, self.model.lm_head])
+
+    def features(self, waveforms: list[np.ndarray], seconds: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mel features (clips, bins, window) for a window of `seconds`, and how many frames each clip fills."""
+        out = self.processor.feature_extractor(
+            waveforms,
+            sampling_rate=SAMPLE_RATE,
+            return_attention_mask=True,  # said here, the mask counts frames; left to the extractor's default, samples
+            return_tensors="pt",
+        )
+        frames = int(seconds * FRAMES_PER_SECOND)
+        return out["input_features"][..., :frames], out["attention_mask"].sum(-1).clamp(max=frames)
+
+    def hear(self, features: torch.Tensor, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The audio embeddings of a batch of clips, as the model itself computes them.
+
+        Returns:
+            Embeddings (clips, window / 4, hidden), and how many of them belong to each clip.
+        """
+        tower = tower_for(self.model, features.shape[-1] // 2)
+        positions, counts = tower._get_feat_extract_output_lengths(frames)
+        heard = torch.arange(features.shape[-1] // 2) < positions[:, None]
+        mask = create_bidirectional_mask(
+            config=tower.config, inputs_embeds=features.new_zeros(*heard.shape, 1), attention_mask=heard.long()
+        )
+        hidden = tower(features, attention_mask=mask).last_hidden_state
+        return self.model.model.multi_modal_projector(hidden), counts
+
+    def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
+        """The embeddings of text tokens."""
+        return self.model.get_input_embeddings()(ids)
+
+    def read(self, embeddings: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The text stack's last hidden states for a batch of embedded, left-padded prompts."""
+        stack = self.model.model.language_model
+        return stack(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False).last_hidden_state
+
+    def unembed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The logits of last hidden states."""
+        return self.model.lm_head(hidden)
+
+    @torch.no_grad()
+    def layer_logits(self, texts: list[str], waveforms: list[np.ndarray] | None) -> torch.Tensor:
+        """What every layer's last position says next, for a batch of prompts: (layers, prompts, vocabulary)."""
+        inputs = self.processor(
+            text=texts, audio=waveforms, sampling_rate=SAMPLE_RATE, padding=True, return_tensors="pt"
+        )
+        states = self.model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
+        *middle, final = [state[:, -1] for state in states[1:]]  # transformers normalises the last layer's already
+        norm = self.model.model.language_model.norm
+        return self.unembed(torch.stack([*map(norm, middle), final]))
+
+
+def build_processor() -> Qwen2AudioProcessor:
+    """The processor: a 6 s mel extractor, the toy's tokenizer, the real chat template."""
+    extractor = WhisperFeatureExtractor(
+        feature_size=MEL_BINS, chunk_length=WINDOW_SECONDS, sampling_rate=SAMPLE_RATE, return_attention_mask=True
+    )
+    return Qwen2AudioProcessor(extractor, train_tokenizer())
+
+
+def build_model(processor: Qwen2AudioProcessor) -> Qwen2AudioForConditionalGeneration:
+    """The model with random weights and a fixed sinusoidal position table."""
+    tokenizer = processor.tokenizer
+    end, pad = tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.pad_token_id
+    audio_config = dict(
+        model_type="qwen2_audio_encoder",
+        num_mel_bins=MEL_BINS,
+        d_model=96,
+        encoder_layers=3,
+        encoder_attention_heads=4,
+        encoder_ffn_dim=256,
+        max_source_positions=WINDOW_SECONDS * POSITIONS_PER_SECOND,
+        scale_embedding=False,
+    )
+    text_config = dict(
+        model_type="qwen2",
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=end,
+        pad_token_id=pad,
+    )
+    config = Qwen2AudioConfig(
+        audio_config=audio_config, text_config=text_config, audio_token_index=processor.audio_token_id
+    )
+    model = Qwen2AudioForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=[end, pad], pad_token_id=pad)
+    positions = model.model.audio_tower.embed_positions.weight
+    positions.data.copy_(sinusoids(*positions.shape))
+    return model
+
+
+def tower_for(model: Qwen2AudioForConditionalGeneration, positions: int) -> Qwen2AudioEncoder:
+    """The model's tower, or for a shorter window one that shares its weights."""
+    tower = model.model.audio_tower
+    if positions == tower.config.max_source_positions:
+        return tower
+    config = copy.deepcopy(tower.config)
+    config.max_source_positions = positions
+    short = Qwen2AudioEncoder(config)
+    short.embed_positions.weight.data.copy_(tower.embed_positions.weight[:positions])
+    for part in ("conv1", "conv2", "layers", "layer_norm"):
+        setattr(short, part, getattr(tower, part))
+    return short

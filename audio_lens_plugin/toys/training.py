@@ -1,0 +1,105 @@
+"""Make a toy: ``python -m audio_lens_plugin.toys.training --out FOLDER --work SCRATCH``, within the hour on two cores.
+
+In order: make the clips, learn to hear, learn to read, save the checkpoint as half-precision numbers, load it again as
+a user would, measure it on held-out clips, pick the clips that are shipped with it and write its model card. What
+takes minutes is kept in the work folder, so that a second run goes on where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, TypeVar
+
+import torch
+import typer
+
+from audio_lens_plugin.toys.card import FORMS, write_card
+from audio_lens_plugin.toys.family import Toy
+from audio_lens_plugin.toys.qwen2_audio import Qwen2AudioToy
+from audio_lens_plugin.toys.shipping import ship_clips
+from audio_lens_plugin.toys.sounds import make_clips
+from audio_lens_plugin.toys.stages import Pool, embedding_pool, feature_pool, learn_to_hear, learn_to_read
+from audio_lens_plugin.tracks import PromptForm
+
+SHORT_SECONDS, LONG_SECONDS = (0.5, 3.0), (3.0, 6.0)
+LONG_CLIPS = 0.125  # long clips per short clip
+
+Made = TypeVar("Made")
+
+
+def kept(path: Path, make: Callable[[], Made]) -> Made:
+    """What is stored at `path`; made and stored if there is nothing yet."""
+    if not path.exists():
+        print(f"making {path.name}", flush=True)
+        torch.save(make(), path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+    return torch.load(path, weights_only=False)
+
+
+def training_pools(toy: Toy, clips: int, seed: int) -> list[Pool]:
+    """The features of the clips to learn from: short ones, and a few long ones."""
+    short = make_clips(clips, seed, seconds=SHORT_SECONDS)
+    long = make_clips(int(LONG_CLIPS * clips), seed + 1, seconds=LONG_SECONDS)
+    return [feature_pool(toy, short, SHORT_SECONDS[1]), feature_pool(toy, long, LONG_SECONDS[1])]
+
+
+def train(toy: Toy, work: Path, clips: int, hearing_steps: int, reading_steps: int, seed: int) -> None:
+    """Both stages, each kept in the work folder."""
+    pools = kept(work / "clips.pt", lambda: training_pools(toy, clips, seed))
+    check = feature_pool(toy, make_clips(400, seed + 2), SHORT_SECONDS[1])
+
+    def hear() -> dict[str, torch.Tensor]:
+        learn_to_hear(toy, pools, check, hearing_steps, seed)
+        return toy.hearing().state_dict()
+
+    def read() -> dict[str, torch.Tensor]:
+        learn_to_read(toy, [embedding_pool(toy, pool) for pool in pools], reading_steps, seed)
+        return toy.reading().state_dict()
+
+    toy.hearing().load_state_dict(kept(work / "hearing.pt", hear))
+    toy.reading().load_state_dict(kept(work / "reading.pt", read))
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="The toy's folder.")],
+    work: Annotated[Path, typer.Option(help="A folder for intermediate states; a second run goes on from them.")],
+    clips: Annotated[int, typer.Option(help="Short clips to learn from.")] = 8000,
+    hearing_steps: Annotated[int, typer.Option(help="Steps of stage 1.")] = 1000,
+    reading_steps: Annotated[int, typer.Option(help="Steps of stage 2.")] = 500,
+    seed: int = 1,
+) -> None:
+    """Make the toy Qwen2-Audio: train it, measure it, write its folder."""
+    work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    toy = Qwen2AudioToy.untrained()
+    train(toy, work, clips, hearing_steps, reading_steps, seed)
+    facts = dict(
+        clips=clips, long_clips=int(LONG_CLIPS * clips), hearing_steps=hearing_steps, reading_steps=reading_steps
+    )
+    facts["command"] = (
+        f"python -m audio_lens_plugin.toys.training --out FOLDER --work SCRATCH --clips {clips} "
+        f"--hearing-steps {hearing_steps} --reading-steps {reading_steps} --seed {seed}"
+    )
+    with TemporaryDirectory(dir=work) as new:
+        toy.save(Path(new))
+        saved = Qwen2AudioToy.load(Path(new))
+        shipped = ship_clips(saved, Path(new) / "clips", PromptForm.parse(FORMS[0]), seed + 20)
+        (Path(new) / "README.md").write_text(write_card(saved, seed + 30, shipped, facts))
+        publish(Path(new), out)
+    print((out / "README.md").read_text())
+
+
+def publish(new: Path, out: Path) -> None:
+    """Put the finished files in the toy's folder, each in one move."""
+    for file in [path for path in new.rglob("*") if path.is_file()]:
+        target = out / file.relative_to(new)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target.with_name(f".{target.name}"))
+        target.with_name(f".{target.name}").replace(target)
+
+
+if __name__ == "__main__":
+    typer.run(main)
