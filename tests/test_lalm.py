@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -123,3 +125,18 @@ def test_the_fingerprint_tells_checkpoints_apart(toy: LALM) -> None:
 def test_the_repr_says_what_was_loaded(toy: LALM) -> None:
     for piece in ("toy/qwen2-audio", "qwen2_audio", "8 layers", "float32", "sdpa"):
         assert piece in repr(toy)
+
+
+def test_each_input_goes_to_the_device_of_the_module_that_takes_it(
+    toy: LALM, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerate's hook says where a module runs; here it says that the tower runs elsewhere."""
+    elsewhere = SimpleNamespace(execution_device=torch.device("meta"))
+    monkeypatch.setattr(toy.module.model.audio_tower, "_hf_hook", elsewhere, raising=False)
+    devices = {name: value.device.type for name, value in toy.inputs(toy.prompt(clips, answer=ANSWER)).items()}
+    assert devices == {
+        "input_ids": "cpu",
+        "attention_mask": "cpu",
+        "input_features": "meta",
+        "feature_attention_mask": "meta",
+    }
