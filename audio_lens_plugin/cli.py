@@ -94,7 +94,7 @@ def lens(
     """Logit lens of all layers: information score, success and failure curves, critical layer."""
     from audio_lens_plugin.loading import load
     from audio_lens_plugin.recipes.logit_lens import logit_lens
-    from audio_lens_plugin.report import lens_section, subtitle_of, write_report
+    from audio_lens_plugin.report import lens_section, right_and_wrong, subtitle_of, write_report
 
     clips = _clip_set(data, label, track)
     lalm = load(model, dtype=dtype, device_map=device)
@@ -122,7 +122,8 @@ def lens(
     figure = result.plot()
     for kind in ("png", "svg"):
         figure.savefig(out / f"logit_lens.{kind}", dpi=160)
-    section = lens_section(result, f"{clips.track.name}: the logit lens")
+    examples = right_and_wrong(result, clips.samples(form)) if "audio" in names else []
+    section = lens_section(result, f"{clips.track.name}: the logit lens", examples)
     report = write_report(out / "report.html", f"Logit lens of {model}", subtitle_of(result), [section])
     console.print(
         f"accuracy {result.accuracy:.3f} on {len(result.samples)} clips; critical layer: {result.critical_layer()}"

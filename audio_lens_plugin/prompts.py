@@ -5,7 +5,6 @@ clips + question + open answer  --(patch.build_batch)-->  input ids, audio tenso
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
@@ -57,6 +56,10 @@ class Sample:
     name: str
     prompt: Prompt
     label: str
+
+    def silenced(self) -> Sample:
+        """The control: the same words over silence of the same length."""
+        return replace(self, prompt=replace(self.prompt, clips=tuple(clip.silenced() for clip in self.prompt.clips)))
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,3 @@ def _runs(positions: Positions, row: int) -> list[tuple[int, int]]:
     keys = list(zip(positions.roles[row].tolist(), positions.clips[row].tolist(), strict=True))
     starts = [col for col in range(len(keys)) if col == 0 or keys[col] != keys[col - 1]]
     return list(zip(starts, [*starts[1:], len(keys)], strict=True))
-
-
-def with_clips(prompt: Prompt, clips: Sequence[Clip]) -> Prompt:
-    """The same prompt with other clips: a control, a corruption."""
-    return replace(prompt, clips=tuple(clips))

@@ -19,6 +19,7 @@ import pandas as pd
 import soundfile
 
 from audio_lens_plugin.audio import Clip
+from audio_lens_plugin.prompts import Sample
 from audio_lens_plugin.recipes.logit_lens import LensResult
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -83,7 +84,8 @@ def lens_section(result: LensResult, title: str, examples: Sequence[tuple[int, C
         examples: samples (by index) to show as heatmaps, with their clips where there are any.
     """
     score = result.information()
-    best = score[score["span"] == "last"].sort_values("score").iloc[-1]
+    at_last = score[(score["span"] == "last") & (score["layer"] > 0)]
+    best = at_last.loc[at_last["score"].idxmax()]
     text = (
         f"Of {len(result.samples)} clips the model answers {result.accuracy:.0%} rightly "
         f"(chance {best['chance']:.0%}). At the last position the information score is highest after "
@@ -113,6 +115,13 @@ def lens_section(result: LensResult, title: str, examples: Sequence[tuple[int, C
     few = len(result.samples) < 50
     caveat = f"{len(result.samples)} clips are few: read the intervals, not the lines." if few else ""
     return Section(title, text, html_table(_score_table(score)), tuple(figures), caveat=caveat)
+
+
+def right_and_wrong(result: LensResult, samples: Sequence[Sample]) -> list[tuple[int, Clip | None]]:
+    """Examples for `lens_section`: the first sample that is answered rightly and the first that is not."""
+    right = (result.samples["truth"] == result.samples["answer"]).tolist()
+    found = [right.index(outcome) for outcome in (True, False) if outcome in right]
+    return [(index, next(iter(samples[index].prompt.clips), None)) for index in found]
 
 
 def _score_table(score: pd.DataFrame) -> pd.DataFrame:

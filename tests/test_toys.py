@@ -5,8 +5,6 @@ The accuracies on all held-out clips are in the toy's model card; here the clips
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pandas as pd
 import pytest
 import torch
@@ -14,7 +12,6 @@ import torch
 from audio_lens_plugin.datasets import toy_clips
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.loading import load, toys
-from audio_lens_plugin.prompts import with_clips
 from audio_lens_plugin.recipes.logit_lens import logit_lens
 from audio_lens_plugin.tracks import TRACKS
 
@@ -68,10 +65,7 @@ def test_silence_costs_a_toy_the_answer(lalm: LALM) -> None:
     chance = 0.0
     for track in TRACKS:
         clips = toy_clips(lalm.name, track)
-        silent = [
-            replace(sample, prompt=with_clips(sample.prompt, [clip.silenced() for clip in sample.prompt.clips]))
-            for sample in clips.samples(FORM)
-        ]
+        silent = [sample.silenced() for sample in clips.samples(FORM)]
         accuracy = logit_lens(lalm, silent, clips.track.labels).accuracy
         right, total = right + accuracy * len(silent), total + len(silent)
         chance += len(silent) / len(clips.track.labels)
