@@ -52,6 +52,15 @@ class Labels:
         Raises:
             LabelError: two labels begin with the same token.
         """
+        self.check_first()
+        return torch.tensor([ids[0] for ids in self.tokens])
+
+    def check_first(self) -> None:
+        """Refuse labels that first tokens cannot tell apart.
+
+        Raises:
+            LabelError: two labels begin with the same token.
+        """
         owners: dict[int, list[str]] = defaultdict(list)
         for word, ids in zip(self.words, self.tokens, strict=True):
             owners[ids[0]].append(word)
@@ -59,9 +68,8 @@ class Labels:
         if clashes:
             raise LabelError(
                 f"labels begin with the same token and cannot be told apart by it: {clashes}.\n{self}\n"
-                "Rename a label, or let lalm.answer(batch, labels, whole=True) read whole labels."
+                "Rename a label, or read whole labels: whole=True."
             )
-        return torch.tensor([ids[0] for ids in self.tokens])
 
     def index(self, word: str) -> int:
         """Which label ``word`` is; case and surrounding spaces do not count.

@@ -64,6 +64,22 @@ def vocabulary_scores(
     return torch.cat(label_logits), torch.cat(log_partition), torch.cat(top_ids), torch.cat(top_logits)
 
 
+def normed_states(blocks: Any, ln_final: Any, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
+    """Residual states of all layers at (row, position) pairs after the final norm, recomputed at every layer.
+
+    Layer axis: 0 = the embeddings, l = after block l. All layers stand in one tensor so that they can meet the
+    unembedding together: its weights, the largest of the model, are then read once and not once per layer.
+
+    Returns:
+        ``[layers + 1, pairs, d_model]``.
+    """
+    device = ln_final.weight.device
+    normed = [ln_final(blocks[0].input[rows, cols].to(device))]
+    for block in blocks:
+        normed.append(ln_final(block.output[rows, cols].to(device)))
+    return torch.stack(normed)
+
+
 def lens(
     blocks: Any,
     ln_final: Any,
@@ -73,17 +89,26 @@ def lens(
     label_ids: torch.Tensor,
     top_k: int,
 ) -> list[torch.Tensor]:
-    """The logit lens of all layers at the given (row, position) pairs, in the one forward pass that is running.
-
-    Layer axis: 0 = the embeddings, l = after block l. The final norm is recomputed at every layer. The states of all
-    layers meet the unembedding together, so that its weights (the largest of the model) are read once, not per layer.
+    """The logit lens of all layers at (row, position) pairs, in the one forward pass that is running.
 
     Returns:
         the four tensors of `vocabulary_scores`, each with a leading axis ``layers + 1``.
     """
-    device = ln_final.weight.device
-    normed = [ln_final(blocks[0].input[rows, cols].to(device))]
-    for block in blocks:
-        normed.append(ln_final(block.output[rows, cols].to(device)))
-    scores = vocabulary_scores(torch.cat(normed), unembed, label_ids, top_k)
-    return [score.unflatten(0, (len(normed), len(rows))) for score in scores]
+    normed = normed_states(blocks, ln_final, rows, cols)
+    scores = vocabulary_scores(normed.flatten(0, 1), unembed, label_ids, top_k)
+    return [score.unflatten(0, normed.shape[:2]) for score in scores]
+
+
+def lens_of_tokens(
+    blocks: Any, ln_final: Any, unembed: Any, rows: torch.Tensor, cols: torch.Tensor, token_ids: torch.Tensor
+) -> torch.Tensor:
+    """Log-probability, at every layer, of one given token per (row, position) pair: ``[layers + 1, pairs]``."""
+    normed = normed_states(blocks, ln_final, rows, cols)
+    targets = token_ids.to(unembed.weight.device).repeat(len(normed))
+    log_probs = []
+    for states, tokens in zip(
+        normed.flatten(0, 1).to(unembed.weight.device).split(CHUNK_ROWS), targets.split(CHUNK_ROWS)
+    ):
+        logits = unembed(states).float()
+        log_probs.append(logits.gather(-1, tokens[:, None])[:, 0] - torch.logsumexp(logits, dim=-1))
+    return torch.cat(log_probs).unflatten(0, normed.shape[:2])

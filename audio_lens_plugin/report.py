@@ -85,7 +85,7 @@ def lens_section(result: LensResult, title: str, examples: Sequence[tuple[int, C
     """
     score = result.information()
     at_last = score[(score["span"] == "last") & (score["layer"] > 0)]
-    best = at_last.loc[at_last["score"].idxmax()]
+    best = at_last.nlargest(1, "score").iloc[0]
     text = (
         f"Of {len(result.samples)} clips the model answers {result.accuracy:.0%} rightly "
         f"(chance {best['chance']:.0%}). At the last position the information score is highest after "

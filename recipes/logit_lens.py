@@ -18,7 +18,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +33,7 @@ from audio_lens_plugin.prompts import PromptBatch, Sample
 from audio_lens_plugin.recipes import lens_figures
 from audio_lens_plugin.recipes.engine import header_of, sweep
 from audio_lens_plugin.results import Header, bootstrap_mean, load_tables, same_header, save_tables
-from audio_lens_plugin.spans import Role
+from audio_lens_plugin.spans import Role, Selection
 
 RECIPE = "logit_lens"
 SAMPLE_COLUMNS = ["sample", "truth", "answer"]
@@ -337,6 +336,7 @@ def logit_lens(
     positions: Sequence[str] = ("last",),
     *,
     top_k: int = 0,
+    whole: bool = False,
     form: str = "custom",
     truncate: bool = False,
     batch_size: int = 8,
@@ -350,26 +350,32 @@ def logit_lens(
         labels: the label words, or their tokens.
         positions: names of positions (see `spans`); ``last`` is always read, too, since it holds the model's answer.
         top_k: also keep this many best words of the whole vocabulary per layer and position.
+        whole: read whole labels, by the log-probability of all their tokens, teacher-forced, instead of first tokens:
+            for labels that share their first token. One pass per label, at the last position alone.
         form: the prompt form, for the header.
         truncate: cut clips of samples that are longer than the model's window, with a warning.
         folder: keep finished batches here and go on from them.
 
     Raises:
-        LabelError: labels that begin with the same token.
+        LabelError: labels that begin with the same token, without ``whole``.
         SpanError: a position that no prompt has.
+        ValueError: ``whole`` together with other positions than ``last`` or with ``top_k``.
     """
     labels = labels if isinstance(labels, Labels) else lalm.labels(labels)
     spans = list(dict.fromkeys([*positions, "last"]))
-    first_tokens = labels.first  # a collision is told before the work starts
-    options = {"positions": spans, "top_k": top_k, "label_form": labels.form, "truncate": truncate}
+    if whole and (spans != ["last"] or top_k):
+        raise ValueError("whole labels are read at the last position alone, without top_k: a label follows the prompt.")
+    if not whole:
+        labels.check_first()  # before the work starts
+    options = {"positions": spans, "top_k": top_k, "whole": whole, "label_form": labels.form, "truncate": truncate}
     header = header_of(lalm, RECIPE, form, labels.words, options)
     if isinstance(data, PromptBatch):
-        return _read(lalm, data, [str(row) for row in range(len(data))], [None] * len(data), first_tokens, header)
+        return _read(lalm, data, [str(row) for row in range(len(data))], [None] * len(data), labels, header)
 
     def compute(samples: Sequence[Sample]) -> LensResult:
         batch = lalm.batch([sample.prompt for sample in samples], truncate)
         truths = [labels.words[labels.index(sample.label)] for sample in samples]
-        return _read(lalm, batch, [sample.name for sample in samples], truths, first_tokens, header)
+        return _read(lalm, batch, [sample.name for sample in samples], truths, labels, header)
 
     return sweep(
         data,
@@ -387,17 +393,15 @@ def _read(
     batch: PromptBatch,
     names: Sequence[str],
     truths: Sequence[str | None],
-    first_tokens: Int[torch.Tensor, " labels"],
+    labels: Labels,
     header: Header,
 ) -> LensResult:
     selections = [batch.at(span) for span in header.options["positions"]]
-    rows, cols = (torch.cat([getattr(chosen, axis) for chosen in selections]) for axis in ("rows", "cols"))
-    pairs, back = torch.unique(torch.stack([rows, cols]), dim=1, return_inverse=True)
-    top_k = header.options["top_k"]
-    with torch.no_grad(), lalm.trace(batch, use_cache=False) as tracer:
-        scores = save(ops.lens(lalm.blocks, lalm.ln_final, lalm.unembed, pairs[0], pairs[1], first_tokens, top_k))
-        tracer.stop()
-    label_logits, log_partition, top_ids, top_logits = (score.cpu()[:, back] for score in scores)
+    if header.options["whole"]:
+        scores = _whole_label_scores(lalm, batch, labels)
+    else:
+        scores = _first_token_scores(lalm, batch, selections, labels, header.options["top_k"])
+    label_logits, log_partition, top_ids, top_logits = scores
     is_last = torch.tensor([chosen.name == "last" for chosen in selections for _ in range(len(chosen))])
     answers = [header.labels[index] for index in label_logits[-1, is_last].argmax(-1).tolist()]
     return LensResult(
@@ -412,7 +416,40 @@ def _read(
     )
 
 
-def _row_table(batch: PromptBatch, selections: Sequence[Any]) -> pd.DataFrame:
+def _first_token_scores(
+    lalm: LALM, batch: PromptBatch, selections: Sequence[Selection], labels: Labels, top_k: int
+) -> tuple[torch.Tensor, ...]:
+    """Label logits, log-partition, best ids and their logits, ``[layers, rows, ...]``, rows in the selections' order."""
+    rows, cols = (torch.cat([getattr(chosen, axis) for chosen in selections]) for axis in ("rows", "cols"))
+    # A position that several names share meets the unembedding once.
+    pairs, back = torch.unique(torch.stack([rows, cols]), dim=1, return_inverse=True)
+    with torch.no_grad(), lalm.trace(batch, use_cache=False) as tracer:
+        scores = save(ops.lens(lalm.blocks, lalm.ln_final, lalm.unembed, pairs[0], pairs[1], labels.first, top_k))
+        tracer.stop()
+    return tuple(score.cpu()[:, back] for score in scores)
+
+
+def _whole_label_scores(lalm: LALM, batch: PromptBatch, labels: Labels) -> tuple[torch.Tensor, ...]:
+    """As `_first_token_scores`, at the last position; a label's logit is its log-probability, so the partition is 0."""
+    ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+    count, width = ids.shape
+    columns = []
+    for tokens in labels.tokens:
+        fed = torch.tensor(tokens[:-1], dtype=ids.dtype).expand(count, -1)
+        longer = {"input_ids": torch.cat([ids, fed], 1), "attention_mask": torch.cat([mask, torch.ones_like(fed)], 1)}
+        rows = torch.arange(count).repeat_interleave(len(tokens))
+        cols = torch.arange(width - 1, width - 1 + len(tokens)).repeat(count)
+        wanted = torch.tensor(tokens).repeat(count)
+        with torch.no_grad(), lalm.trace({**batch.inputs, **longer}, use_cache=False) as tracer:
+            log_probs = save(ops.lens_of_tokens(lalm.blocks, lalm.ln_final, lalm.unembed, rows, cols, wanted))
+            tracer.stop()
+        columns.append(log_probs.cpu().unflatten(1, (count, len(tokens))).sum(-1))
+    label_logits = torch.stack(columns, dim=-1)
+    nothing = torch.zeros(*label_logits.shape[:2], 0)
+    return label_logits, torch.zeros(label_logits.shape[:2]), nothing.long(), nothing
+
+
+def _row_table(batch: PromptBatch, selections: Sequence[Selection]) -> pd.DataFrame:
     positions = batch.positions
     first = (positions.roles != Role.PAD).int().argmax(dim=1)
     lines = []

@@ -146,6 +146,24 @@ def test_labels_that_collide_are_told_before_the_work(toy: LALM, samples, monkey
         logit_lens(toy, samples, ["barking dog", "barking cow"])
 
 
+def test_whole_labels_are_read_at_every_layer(toy: LALM, batch) -> None:
+    """The last layer against `LALM.answer`, which works another way; labels of one token against the plain lens."""
+    labels = ["barking dog", "barking cow", "cat"]
+    result = logit_lens(toy, batch, labels, whole=True)
+    answers = toy.answer(batch, labels, whole=True)
+    torch.testing.assert_close(result.log_probs[-1], answers.log_probs, atol=1e-4, rtol=1e-4)
+    assert result.samples["answer"].tolist() == answers.words
+    plain = logit_lens(toy, batch, ANIMALS)
+    whole = logit_lens(toy, batch, ANIMALS, whole=True)
+    torch.testing.assert_close(whole.log_probs, plain.log_probs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("more", [{"positions": ["audio"]}, {"top_k": 2}])
+def test_whole_labels_follow_the_prompt_and_nothing_else(toy: LALM, batch, more: dict) -> None:
+    with pytest.raises(ValueError, match="at the last position alone"):
+        logit_lens(toy, batch, ANIMALS, whole=True, **more)
+
+
 def test_the_information_score_is_the_share_with_the_true_label_on_top() -> None:
     logits = np.zeros((3, 4, 2))
     logits[1, :, 0] = [1, 1, -1, -1]  # after layer 1 samples 0 and 1 say "yes"
