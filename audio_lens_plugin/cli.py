@@ -86,6 +86,7 @@ def lens(
         str | None, typer.Option(help="Track of a table: Animal, Emotion, Gender, Language, or a JSON file.")
     ] = None,
     top_k: Annotated[int, typer.Option(help="Also keep this many best words per layer and position.")] = 0,
+    whole: Annotated[bool, typer.Option(help="Read whole labels, not first tokens (with --positions last).")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips per forward pass.")] = 8,
     dtype: Dtype = None,
     device: Device = None,
@@ -106,6 +107,7 @@ def lens(
             clips.track.labels,
             names,
             top_k=top_k,
+            whole=whole,
             form=form,
             truncate=truncate,
             batch_size=batch_size,

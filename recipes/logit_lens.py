@@ -419,7 +419,7 @@ def _read(
 def _first_token_scores(
     lalm: LALM, batch: PromptBatch, selections: Sequence[Selection], labels: Labels, top_k: int
 ) -> tuple[torch.Tensor, ...]:
-    """Label logits, log-partition, best ids and their logits, ``[layers, rows, ...]``, rows in the selections' order."""
+    """Label logits, log-partition, best ids and their logits: ``[layers, rows, ...]``, rows as selected."""
     rows, cols = (torch.cat([getattr(chosen, axis) for chosen in selections]) for axis in ("rows", "cols"))
     # A position that several names share meets the unembedding once.
     pairs, back = torch.unique(torch.stack([rows, cols]), dim=1, return_inverse=True)

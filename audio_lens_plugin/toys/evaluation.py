@@ -1,46 +1,29 @@
-"""What a toy knows, measured as a user would see it: a saved checkpoint, the real processor, clips it never heard.
-
-An answer is right if, at the last position of the prompt, the true label is more probable than the track's other
-labels. The same question put to every layer gives the share of right answers by layer, the paper's information score.
-"""
+"""What a toy knows, measured by the library itself: a saved checkpoint, clips it never heard, the logit lens."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
-import torch
-
-from audio_lens_plugin.toys.family import Toy
-from audio_lens_plugin.toys.prompts import render
-from audio_lens_plugin.toys.sounds import Clip
-from audio_lens_plugin.tracks import TRACKS, PromptForm
+from audio_lens_plugin.audio import Clip
+from audio_lens_plugin.datasets import ClipSet
+from audio_lens_plugin.lalm import LALM
+from audio_lens_plugin.recipes.logit_lens import LensResult, logit_lens
+from audio_lens_plugin.toys.sounds import SAMPLE_RATE, LabelledSound
+from audio_lens_plugin.tracks import TRACKS
 
 BATCH = 48
 
-Right = dict[str, torch.Tensor]
-"""By track name: was the answer right, (layers, clips that have the attribute)."""
+Answers = dict[str, LensResult]
+"""By track name: what every layer says at the last position, over the sounds that have the attribute."""
 
 
-def right_answers(toy: Toy, clips: list[Clip], form: PromptForm) -> Right:
-    """Ask the toy for every attribute of every clip, in one form of words."""
-    asked = {name: [clip for clip in clips if name in clip.labels] for name in TRACKS}
-    return {name: right_of_track(toy, some, form, name) for name, some in asked.items() if some}
-
-
-def right_of_track(toy: Toy, clips: list[Clip], form: PromptForm, name: str) -> torch.Tensor:
-    """Ask for one attribute of clips that all have it: (layers, clips)."""
-    track = TRACKS[name]
-    text = render(toy.processor, form, track) + form.answer(track)
-    label_ids = [toy.processor.tokenizer.encode(f" {label}")[0] for label in track.labels]
-    parts = []
-    for batch in (clips[start : start + BATCH] for start in range(0, len(clips), BATCH)):
-        waveforms = [clip.waveform for clip in batch] if form.audio else None
-        answers = toy.layer_logits([text] * len(batch), waveforms)[..., label_ids].argmax(-1)
-        parts.append(answers == torch.tensor([track.labels.index(clip.labels[name]) for clip in batch]))
-    return torch.cat(parts, dim=1)
-
-
-def silenced(clips: list[Clip]) -> list[Clip]:
-    """The same clips, as long, with nothing to hear."""
-    return [replace(clip, waveform=np.zeros_like(clip.waveform)) for clip in clips]
+def ask(lalm: LALM, sounds: list[LabelledSound], form: str, silent: bool = False) -> Answers:
+    """Ask for every attribute of every sound, in one form of words; or of silence of the same lengths."""
+    answers = {}
+    for name, track in TRACKS.items():
+        having = [sound for sound in sounds if name in sound.labels]
+        clips = [Clip(sound.waveform, SAMPLE_RATE, f"sound {place}") for place, sound in enumerate(having)]
+        labels = tuple(sound.labels[name] for sound in having)
+        chosen = ClipSet("held-out sounds", track, tuple(clip.name for clip in clips), clips, labels).samples(form)
+        samples = [sample.silenced() for sample in chosen] if silent else chosen
+        if having:
+            answers[name] = logit_lens(lalm, samples, track.labels, form=form, batch_size=BATCH)
+    return answers

@@ -14,10 +14,13 @@ import torch
 from torch import nn
 from transformers import ProcessorMixin
 
+from audio_lens_plugin.patch import Family
+
 
 class Toy(Protocol):
     """A model of one family at toy size, with its processor."""
 
+    family: Family
     processor: ProcessorMixin
     model: nn.Module
 
@@ -48,6 +51,3 @@ class Toy(Protocol):
 
     def unembed(self, hidden: torch.Tensor) -> torch.Tensor:
         """The logits of last hidden states."""
-
-    def layer_logits(self, texts: list[str], waveforms: list[np.ndarray] | None) -> torch.Tensor:
-        """What every layer's last position says next, for a batch of prompts: (layers, prompts, vocabulary)."""

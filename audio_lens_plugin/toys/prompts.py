@@ -1,6 +1,6 @@
 """Prompts with their answers, as token ids a toy learns from.
 
-A prompt is rendered by the toy's own chat template, so that training sees to the letter what the library asks later.
+A prompt is rendered by the toy's family, so that training sees to the letter what the library asks later.
 It depends on the clip only through the number of audio tokens; each is therefore tokenized once, with one audio token,
 which is then repeated.
 """
@@ -11,13 +11,17 @@ import random
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
 import torch
-from transformers import ProcessorMixin
 
+from audio_lens_plugin.audio import Clip
+from audio_lens_plugin.prompts import Prompt
+from audio_lens_plugin.toys.family import Toy
 from audio_lens_plugin.tracks import TRACKS, PromptForm, Track
 
 FORMS = tuple(form for form in PromptForm.all() if form.audio)
 UNOPENED_SHARE = 0.2  # of the prompts with a user turn: the answer is not opened, the toy says the whole sentence
+ANY_CLIP = Clip(np.zeros(1, dtype=np.float32), 1)  # a prompt's text does not depend on what is played
 LABEL_WEIGHT, WORD_WEIGHT = 1.0, 0.2
 
 
@@ -30,29 +34,19 @@ class Batch:
     weights: torch.Tensor
 
 
-def user_words(form: PromptForm, track: Track) -> str:
-    """What the user says beside playing the clip."""
-    question, options = form.question(track), form.options(track)
-    named = f" Possible options: {', '.join(options)}." if options else ""
-    return (question or "") + named
-
-
-def render(processor: ProcessorMixin, form: PromptForm, track: Track) -> str:
-    """The conversation up to the assistant's turn, which is left empty."""
-    words = user_words(form, track)
-    content = [{"type": "audio", "audio_url": "clip"}] if form.audio else []
-    content += [{"type": "text", "text": words}] if words else []
-    messages = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+def render(toy: Toy, form: PromptForm, track: Track) -> str:
+    """The conversation up to the assistant's turn, which is left empty, as the library renders it."""
+    prompt = Prompt(clips=(ANY_CLIP,), question=form.question(track), options=form.options(track))
+    return "".join(segment.text for segment in toy.family.render(toy.processor, prompt))
 
 
 class Prompts:
-    """Makes training batches for one processor."""
+    """Makes training batches for one toy."""
 
-    def __init__(self, processor: ProcessorMixin) -> None:
-        self.processor = processor
-        self.tokenizer = processor.tokenizer
-        self.audio_id = processor.audio_token_id
+    def __init__(self, toy: Toy) -> None:
+        self.toy = toy
+        self.tokenizer = toy.processor.tokenizer
+        self.audio_id = toy.processor.audio_token_id
         self.parts = {
             (form, track, opened): self.split(form, track, opened)
             for form, track, opened in product(FORMS, TRACKS.values(), (True, False))
@@ -60,7 +54,7 @@ class Prompts:
 
     def split(self, form: PromptForm, track: Track, opened: bool) -> tuple[list[int], list[int]]:
         """A prompt's ids with one audio token, and the ids of what comes between it and the label."""
-        prompt = render(self.processor, form, track)
+        prompt = render(self.toy, form, track)
         if opened:
             prompt, rest = prompt + form.answer(track), "" if form.verb else " is"
         else:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import (
-    AutoProcessor,
     GenerationConfig,
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
@@ -25,6 +24,8 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
 from transformers.models.whisper.modeling_whisper import sinusoids
 
+from audio_lens_plugin.patch import Family
+from audio_lens_plugin.patches.qwen2_audio import FAMILY
 from audio_lens_plugin.toys.sounds import SAMPLE_RATE
 from audio_lens_plugin.toys.tokenizer import train_tokenizer
 
@@ -37,6 +38,8 @@ POSITIONS_PER_SECOND = 50  # of the tower, before its pooling halves them
 class Qwen2AudioToy:
     """The toy as the training stages see it: a processor, a model, and a way to hear clips and to read prompts."""
 
+    family: Family = FAMILY
+
     def __init__(self, processor: Qwen2AudioProcessor, model: Qwen2AudioForConditionalGeneration) -> None:
         self.processor = processor
         self.model = model
@@ -46,12 +49,6 @@ class Qwen2AudioToy:
         """A toy with random weights."""
         processor = build_processor()
         return cls(processor, build_model(processor))
-
-    @classmethod
-    def load(cls, folder: Path) -> Qwen2AudioToy:
-        """A toy from its folder, loaded the way every user loads it."""
-        model = Qwen2AudioForConditionalGeneration.from_pretrained(folder)
-        return cls(AutoProcessor.from_pretrained(folder), model.eval())
 
     def save(self, folder: Path) -> None:
         """Write processor and model; the weights as half-precision numbers, which load as single-precision ones."""
@@ -112,17 +109,6 @@ class Qwen2AudioToy:
     def unembed(self, hidden: torch.Tensor) -> torch.Tensor:
         """The logits of last hidden states."""
         return self.model.lm_head(hidden)
-
-    @torch.no_grad()
-    def layer_logits(self, texts: list[str], waveforms: list[np.ndarray] | None) -> torch.Tensor:
-        """What every layer's last position says next, for a batch of prompts: (layers, prompts, vocabulary)."""
-        inputs = self.processor(
-            text=texts, audio=waveforms, sampling_rate=SAMPLE_RATE, padding=True, return_tensors="pt"
-        )
-        states = self.model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
-        *middle, final = [state[:, -1] for state in states[1:]]  # transformers normalises the last layer's already
-        norm = self.model.model.language_model.norm
-        return self.unembed(torch.stack([*map(norm, middle), final]))
 
 
 def build_processor() -> Qwen2AudioProcessor:

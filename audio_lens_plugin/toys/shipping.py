@@ -16,10 +16,10 @@ from pathlib import Path
 
 import soundfile
 
-from audio_lens_plugin.toys.evaluation import Right, right_answers
-from audio_lens_plugin.toys.family import Toy
-from audio_lens_plugin.toys.sounds import MIXED, SAMPLE_RATE, Clip, make_clips
-from audio_lens_plugin.tracks import TRACKS, PromptForm
+from audio_lens_plugin.lalm import LALM
+from audio_lens_plugin.toys.evaluation import Answers, ask
+from audio_lens_plugin.toys.sounds import MIXED, SAMPLE_RATE, LabelledSound, make_clips
+from audio_lens_plugin.tracks import TRACKS
 
 COLUMNS = {track.attribute: name for name, track in TRACKS.items()}
 QUOTAS = {  # (is an animal, is long, is answered right in everything): how many
@@ -38,7 +38,7 @@ class Candidate:
     """A clip that could be shipped: its file's bytes, what is heard in that file, and its place in the quotas."""
 
     ogg: bytes
-    clip: Clip
+    clip: LabelledSound
     long: bool
 
     def traits(self) -> list[str]:
@@ -50,7 +50,7 @@ class Candidate:
         return quota == ("Animal" in self.clip.labels, self.long, right)
 
 
-def encode(clip: Clip, long: bool) -> Candidate:
+def encode(clip: LabelledSound, long: bool) -> Candidate:
     """Write a clip as OGG/Vorbis into memory and read it back."""
     file = io.BytesIO()
     soundfile.write(file, clip.waveform, SAMPLE_RATE, format="OGG", subtype="VORBIS")
@@ -70,7 +70,8 @@ def choose(offered: list[Candidate], all_right: list[bool], seed: int) -> list[C
     Raises:
         RuntimeError: if too few candidates fit a quota.
     """
-    chosen, used = [], Counter()
+    chosen: list[Candidate] = []
+    used: Counter[str] = Counter()
     for quota, count in QUOTAS.items():
         fitting = [one for one, right in zip(offered, all_right, strict=True) if one.fits(quota, right)]
         if len(fitting) < count:
@@ -84,10 +85,10 @@ def choose(offered: list[Candidate], all_right: list[bool], seed: int) -> list[C
     return chosen
 
 
-def ship_clips(toy: Toy, folder: Path, form: PromptForm, seed: int) -> Right:
-    """Choose clips and write them with their ``metadata.csv``; which answers about them are right."""
+def ship_clips(lalm: LALM, folder: Path, form: str, seed: int) -> Answers:
+    """Choose clips and write them with their ``metadata.csv``; returns the answers about them."""
     offered = candidates(seed)
-    chosen = choose(offered, [all_right(toy, one.clip, form) for one in offered], seed)
+    chosen = choose(offered, all_right(lalm, [one.clip for one in offered], form), seed)
     (folder / "audio").mkdir(parents=True)
     with (folder / "metadata.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, ["file", *COLUMNS], lineterminator="\n")
@@ -96,9 +97,14 @@ def ship_clips(toy: Toy, folder: Path, form: PromptForm, seed: int) -> Right:
             name = f"clip_{number:02}.ogg"
             (folder / "audio" / name).write_bytes(one.ogg)
             table.writerow({"file": name, **{column: one.clip.labels.get(key) for column, key in COLUMNS.items()}})
-    return right_answers(toy, [one.clip for one in chosen], form)
+    return ask(lalm, [one.clip for one in chosen], form)
 
 
-def all_right(toy: Toy, clip: Clip, form: PromptForm) -> bool:
-    """Whether the toy answers everything about a clip right."""
-    return all(right[-1].all().item() for right in right_answers(toy, [clip], form).values())
+def all_right(lalm: LALM, sounds: list[LabelledSound], form: str) -> list[bool]:
+    """Whether the toy answers everything about a sound right, for each of them."""
+    right = [True] * len(sounds)
+    for name, result in ask(lalm, sounds, form).items():
+        having = [place for place, sound in enumerate(sounds) if name in sound.labels]
+        for place, correct in zip(having, result.samples["truth"] == result.samples["answer"], strict=True):
+            right[place] &= bool(correct)
+    return right

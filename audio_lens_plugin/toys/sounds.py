@@ -45,7 +45,7 @@ VOICE_VARIANTS = {
 
 
 @dataclass(frozen=True)
-class Clip:
+class LabelledSound:
     """One sound: mono float32 at 16 kHz, its labels by track name, its signal-to-noise ratio in dB."""
 
     waveform: np.ndarray
@@ -92,7 +92,7 @@ MIXED = Noise(drowned_share=0.5, drowned=(-12.0, 0.0))
 
 def make_clips(
     count: int, seed: int, *, seconds: tuple[float, float] = (0.5, 3.0), noise: Noise = LEARNING
-) -> list[Clip]:
+) -> list[LabelledSound]:
     """Make `count` clips, the same ones for the same seed.
 
     Args:
@@ -109,13 +109,13 @@ def make_clips(
         return list(pool.map(make_clip, generators, repeat(seconds), repeat(noise)))
 
 
-def make_clip(rng: np.random.Generator, seconds: tuple[float, float], noise: Noise) -> Clip:
+def make_clip(rng: np.random.Generator, seconds: tuple[float, float], noise: Noise) -> LabelledSound:
     """Draw one clip: its length, its noise, then what sounds in it."""
     shortest, longest = seconds
     length = int(SAMPLE_RATE * (shortest + (longest - shortest) * math.sqrt(rng.random())))
     snr = noise.draw(rng)
     sound, labels = (animal if rng.random() < ANIMAL_SHARE else speech)(rng, length)
-    return Clip(add_noise(sound, snr, rng), labels, snr)
+    return LabelledSound(add_noise(sound, snr, rng), labels, snr)
 
 
 def add_noise(sound: np.ndarray, snr: float, rng: np.random.Generator) -> np.ndarray:
@@ -190,7 +190,7 @@ def glide(rng: np.random.Generator, seconds: float, *frequencies: float) -> np.n
 def sing(pitch: np.ndarray, harmonics: int) -> np.ndarray:
     """A harmonic tone that follows the pitch; the k-th harmonic is k times weaker than the first."""
     phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE
-    return sum(np.sin(k * phase) / k for k in range(1, harmonics + 1))
+    return np.sum([np.sin(k * phase) / k for k in range(1, harmonics + 1)], axis=0)
 
 
 def swell(sound: np.ndarray, sharpness: float = 1.0) -> np.ndarray:

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from audio_lens_plugin.toys.family import Toy
 from audio_lens_plugin.toys.prompts import Prompts
-from audio_lens_plugin.toys.sounds import Clip
+from audio_lens_plugin.toys.sounds import LabelledSound
 from audio_lens_plugin.tracks import TRACKS
 
 LONG_SHARE = 0.12  # of the batches
@@ -42,7 +42,7 @@ class Pool:
     labels: list[dict[str, str]]
 
 
-def feature_pool(toy: Toy, clips: list[Clip], seconds: float) -> Pool:
+def feature_pool(toy: Toy, clips: list[LabelledSound], seconds: float) -> Pool:
     """The clips' mel features in a window of `seconds`."""
     chunks = [clips[start : start + CHUNK] for start in range(0, len(clips), CHUNK)]
     parts = [toy.features([clip.waveform for clip in chunk], seconds) for chunk in chunks]
@@ -73,7 +73,7 @@ class Heads(nn.ModuleDict):
     def loss(self, means: torch.Tensor, labels: list[dict[str, str]]) -> torch.Tensor:
         """Cross entropy, summed over the tracks; a clip counts for the tracks it has a label of."""
         losses = [cross_entropy(head(means), label_indices(labels, name)) for name, head in self.items()]
-        return sum(loss for loss in losses if not loss.isnan())
+        return torch.stack([loss for loss in losses if not loss.isnan()]).sum()
 
     @torch.no_grad()
     def accuracy(self, means: torch.Tensor, labels: list[dict[str, str]]) -> dict[str, float]:
@@ -134,7 +134,7 @@ def learn_to_hear(toy: Toy, pools: list[Pool], held_out: Pool, steps: int, seed:
 def learn_to_read(toy: Toy, pools: list[Pool], steps: int, seed: int) -> None:
     """Stage 2, on pools of embeddings."""
     rng = random.Random(seed)
-    prompts = Prompts(toy.processor)
+    prompts = Prompts(toy)
 
     def losses() -> Iterable[torch.Tensor]:
         while True:

@@ -16,13 +16,13 @@ from typing import Annotated, TypeVar
 import torch
 import typer
 
+from audio_lens_plugin.loading import load
 from audio_lens_plugin.toys.card import FORMS, write_card
 from audio_lens_plugin.toys.family import Toy
 from audio_lens_plugin.toys.qwen2_audio import Qwen2AudioToy
 from audio_lens_plugin.toys.shipping import ship_clips
 from audio_lens_plugin.toys.sounds import make_clips
 from audio_lens_plugin.toys.stages import Pool, embedding_pool, feature_pool, learn_to_hear, learn_to_read
-from audio_lens_plugin.tracks import PromptForm
 
 SHORT_SECONDS, LONG_SECONDS = (0.5, 3.0), (3.0, 6.0)
 LONG_CLIPS = 0.125  # long clips per short clip
@@ -36,7 +36,8 @@ def kept(path: Path, make: Callable[[], Made]) -> Made:
         print(f"making {path.name}", flush=True)
         torch.save(make(), path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
-    return torch.load(path, weights_only=False)
+    with torch.serialization.safe_globals([Pool]):
+        return torch.load(path)
 
 
 def training_pools(toy: Toy, clips: int, seed: int) -> list[Pool]:
@@ -76,17 +77,16 @@ def main(
     torch.manual_seed(seed)
     toy = Qwen2AudioToy.untrained()
     train(toy, work, clips, hearing_steps, reading_steps, seed)
-    facts = dict(
-        clips=clips, long_clips=int(LONG_CLIPS * clips), hearing_steps=hearing_steps, reading_steps=reading_steps
-    )
-    facts["command"] = (
+    command = (
         f"python -m audio_lens_plugin.toys.training --out FOLDER --work SCRATCH --clips {clips} "
         f"--hearing-steps {hearing_steps} --reading-steps {reading_steps} --seed {seed}"
     )
+    facts = dict(command=command, clips=clips, long_clips=int(LONG_CLIPS * clips))
+    facts |= dict(hearing_steps=hearing_steps, reading_steps=reading_steps)
     with TemporaryDirectory(dir=work) as new:
         toy.save(Path(new))
-        saved = Qwen2AudioToy.load(Path(new))
-        shipped = ship_clips(saved, Path(new) / "clips", PromptForm.parse(FORMS[0]), seed + 20)
+        saved = load(new)
+        shipped = ship_clips(saved, Path(new) / "clips", FORMS[0], seed + 20)
         (Path(new) / "README.md").write_text(write_card(saved, seed + 30, shipped, facts))
         publish(Path(new), out)
     print((out / "README.md").read_text())

@@ -65,7 +65,7 @@ def test_every_layer_equals_the_norm_and_head_on_its_hidden_state(toy: LALM, bat
         layers = [head(norm(state)) for state in out.hidden_states[:-1]] + [out.logits]
     for span in ("last", "attribute", "audio"):
         chosen = batch.at(span)
-        rows = (result.rows["span"] == span).to_numpy()
+        rows = (result.rows["span"] == span).tolist()
         for layer, logits in enumerate(layers):
             expected = logits[chosen.rows, chosen.cols]
             ids = toy.labels(ANIMALS).first
