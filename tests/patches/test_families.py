@@ -139,12 +139,12 @@ def test_audio_positions_keep_the_models_time(lalm: LALM, clips: list[Clip]) -> 
     assert float(whole[-1, 1]) == pytest.approx(clips[2].seconds, abs=1 / rate)
 
 
-def test_silencing_a_stretch_of_sound_changes_those_positions_most(lalm: LALM, clips: list[Clip]) -> None:
+def test_a_quieter_stretch_of_sound_changes_those_positions_most(lalm: LALM, clips: list[Clip]) -> None:
     """Seconds mean what they say: what enters the language model moves where the waveform was changed."""
     if lalm.family.positions_per_second is None:
         pytest.skip("this family's audio positions keep no time")
     changed = clips[2].waveform.copy()
-    changed[24_000:28_000] = 0  # louder would not do: log-mel features are scaled by the loudest moment
+    changed[24_000:28_000] *= 0.3  # louder would not do: log-mel features are scaled by the loudest moment
     outputs = []
     batch = None
     for clip in (clips[2], replace(clips[2], waveform=changed)):
@@ -154,7 +154,7 @@ def test_silencing_a_stretch_of_sound_changes_those_positions_most(lalm: LALM, c
     moved = (outputs[0] - outputs[1]).norm(dim=-1)
     inside = moved[batch.at("audio", seconds=(1.5, 1.75)).cols]
     outside = moved[batch.at("audio", seconds=(0.0, 1.2)).cols]
-    assert float(inside.mean()) > 4 * float(outside.mean())
+    assert float(inside.mean()) > 3 * float(outside.mean())
 
 
 def test_a_printed_batch_shows_role_time_and_text(lalm: LALM, clips: list[Clip]) -> None:
