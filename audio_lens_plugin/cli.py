@@ -127,9 +127,9 @@ def lens(
     examples = right_and_wrong(result, clips.samples(form)) if "audio" in names else []
     section = lens_section(result, f"{clips.track.name}: the logit lens", examples)
     report = write_report(out / "report.html", f"Logit lens of {model}", subtitle_of(result), [section])
-    console.print(
-        f"accuracy {result.accuracy:.3f} on {len(result.samples)} clips; critical layer: {result.critical_layer()}"
-    )
+    critical = result.critical_layer()
+    summary = f"accuracy {result.accuracy:.3f} on {len(result.samples)} clips; critical layer: {critical}"
+    console.print(summary, soft_wrap=True)
     print(report)
 
 
