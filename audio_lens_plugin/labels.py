@@ -12,7 +12,7 @@ may begin with the same token, or the comparison is silently a tie. The second i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -107,3 +107,18 @@ def label_tokens(tokenizer: Any, words: Sequence[str], form: Form = "spaced") ->
     ids = [tuple(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
     pieces = tuple(tuple(tokenizer.decode([token]) for token in tokens) for tokens in ids)
     return Labels(cleaned, form, tuple(ids), pieces)
+
+
+def form_after(answers: Iterable[str | None]) -> Form:
+    """The form in which a label goes on from opened answers: spaced after words, bare where nothing is opened.
+
+    Raises:
+        LabelError: the answers ask for different forms.
+    """
+    forms: set[Form] = {"spaced" if answer and not answer[-1].isspace() else "bare" for answer in answers}
+    if len(forms) > 1:
+        raise LabelError(
+            "some prompts open an answer and some do not: labels would be spaced for some and bare for others. "
+            "Run them apart, or choose a form: lalm.labels(words, form)."
+        )
+    return forms.pop() if forms else "spaced"

@@ -12,7 +12,6 @@ with lalm.trace(batch):
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 from audio_lens_plugin import ops
 from audio_lens_plugin.audio import as_clip
 from audio_lens_plugin.bridge import bridge_of, shared_names
-from audio_lens_plugin.labels import Form, Labels, label_tokens
+from audio_lens_plugin.labels import Form, Labels, form_after, label_tokens
 from audio_lens_plugin.patch import Family, build_batch
 from audio_lens_plugin.prompts import Prompt, PromptBatch, PromptError
 
@@ -184,8 +183,9 @@ class LALM:
         """Build a labelled batch.
 
         Args:
-            clips: one recording (anything `audio.as_clip` takes) for one row; a list for one row each; a list in the
-                list for a row with several clips, None in the list for a row without; None for no clip at all.
+            clips: one recording (anything `audio.as_clip` takes), for as many rows as there are questions or answers;
+                a list for one row each; a list in the list for a row with several clips, None in the list for a row
+                without; None for no clip at all.
             question: the user's words; one for all rows, or one per row.
             options: possible answers, named after the question.
             answer: the assistant's turn, left open; one for all rows, or one per row.
@@ -266,15 +266,18 @@ class LALM:
         """What the model says next, restricted to labels, and freely if asked.
 
         Args:
-            labels: label words, or their tokens.
+            labels: label words, read as what goes on from the opened answer (" dog" after "is", "dog" where nothing
+                is opened), or their tokens in the form of your choice (`LALM.labels`).
             whole: read whole labels by teacher-forced log-probability, summed over a label's tokens, instead of first
                 tokens. Labels may then share their first token.
             new_tokens: also generate up to this many tokens greedily (`Answers.texts`).
 
         Raises:
-            LabelError: two labels begin with the same token, without ``whole``.
+            LabelError: two labels begin with the same token, without ``whole``; or label words for rows of which only
+                some open an answer.
         """
-        labels = labels if isinstance(labels, Labels) else self.labels(labels)
+        if not isinstance(labels, Labels):
+            labels = self.labels(labels, form_after(prompt.answer for prompt in batch.prompts))
         log_probs = self._whole_labels(batch, labels) if whole else self._first_tokens(batch, labels)
         texts = None
         if new_tokens:
@@ -335,12 +338,11 @@ class LALM:
 
 
 def _rows_of_clips(clips: Any, *texts: Any) -> list[list[Any]]:
+    """The clips of each row; one recording, or none, serves as many rows as there are texts."""
     if isinstance(clips, (list, tuple)):
         return [list(row) if isinstance(row, (list, tuple)) else [] if row is None else [row] for row in clips]
-    if clips is not None and not isinstance(clips, (str, os.PathLike)) and hasattr(clips, "waveform"):
-        return [[clips]]
-    longest = max((len(text) for text in texts if isinstance(text, (list, tuple))), default=1)
-    return [[] if clips is None else [clips] for _ in range(longest if clips is None else 1)]
+    rows = max((len(text) for text in texts if isinstance(text, (list, tuple))), default=1)
+    return [[] if clips is None else [clips] for _ in range(rows)]
 
 
 def _per_row(name: str, value: str | Sequence[str] | None, rows: int) -> list[str | None]:

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from nnsight import save
 
 from audio_lens_plugin import ops
-from audio_lens_plugin.labels import Labels
+from audio_lens_plugin.labels import Labels, form_after
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.prompts import PromptBatch, Sample
 from audio_lens_plugin.recipes import lens_figures
@@ -347,7 +347,7 @@ def logit_lens(
 
     Args:
         data: samples whose answers are known, or one batch from ``lalm.prompt(...)``.
-        labels: the label words, or their tokens.
+        labels: the label words, read as what goes on from the opened answer (of the first sample), or their tokens.
         positions: names of positions (see `spans`); ``last`` is always read, too, since it holds the model's answer.
         top_k: also keep this many best words of the whole vocabulary per layer and position.
         whole: read whole labels, by the log-probability of all their tokens, teacher-forced, instead of first tokens:
@@ -361,7 +361,9 @@ def logit_lens(
         SpanError: a position that no prompt has.
         ValueError: ``whole`` together with other positions than ``last`` or with ``top_k``.
     """
-    labels = labels if isinstance(labels, Labels) else lalm.labels(labels)
+    if not isinstance(labels, Labels):
+        prompts = data.prompts if isinstance(data, PromptBatch) else [sample.prompt for sample in data[:1]]
+        labels = lalm.labels(labels, form_after(prompt.answer for prompt in prompts))
     spans = list(dict.fromkeys([*positions, "last"]))
     if whole and (spans != ["last"] or top_k):
         raise ValueError("whole labels are read at the last position alone, without top_k: a label follows the prompt.")

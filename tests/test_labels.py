@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoProcessor
 
-from audio_lens_plugin.labels import LabelError, label_tokens
+from audio_lens_plugin.labels import LabelError, form_after, label_tokens
 from audio_lens_plugin.loading import toys
 
 ENGLISH = ["English", "Englishman", "German"]  # the first two begin with the token " English"
@@ -109,3 +109,16 @@ def test_a_label_is_found_whatever_its_case_and_spaces(tokenizer: Any, word: str
 def test_an_unknown_label_is_refused_with_those_there_are(tokenizer: Any) -> None:
     with pytest.raises(LabelError, match=r"'wolf' is none of the labels \['dog', 'cat'\]"):
         label_tokens(tokenizer, ["dog", "cat"]).index("wolf")
+
+
+@pytest.mark.parametrize(
+    ("answers", "form"),
+    [(["It is"], "spaced"), (["It is "], "bare"), ([None], "bare"), (["", None], "bare"), (["It is", "A"], "spaced")],
+)
+def test_a_label_goes_on_from_the_opened_answer(answers: list, form: str) -> None:
+    assert form_after(answers) == form
+
+
+def test_answers_that_ask_for_different_forms_are_refused() -> None:
+    with pytest.raises(LabelError, match="some prompts open an answer and some do not"):
+        form_after(["It is", None])

@@ -140,3 +140,14 @@ def test_each_input_goes_to_the_device_of_the_module_that_takes_it(
         "input_features": "meta",
         "feature_attention_mask": "meta",
     }
+
+
+def test_labels_are_bare_where_no_answer_is_opened(toy: LALM, clips: list[Clip]) -> None:
+    opened, unopened = toy.prompt(clips, answer=ANSWER), toy.prompt(clips, question="What animal makes the sound?")
+    assert toy.answer(opened, ANIMALS).labels == toy.labels(ANIMALS, "spaced")
+    assert toy.answer(unopened, ANIMALS).labels == toy.labels(ANIMALS, "bare")
+
+
+def test_one_clip_serves_every_question(toy: LALM, clips: list[Clip]) -> None:
+    batch = toy.prompt(clips[0], question=["One?", "Two?"])
+    assert [prompt.clips for prompt in batch.prompts] == [(clips[0],), (clips[0],)]
