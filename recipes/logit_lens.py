@@ -1,6 +1,6 @@
 """The logit lens: which answer would the model give if it stopped after layer l?
 
-The method, after AudioLens (arXiv 2506.05140, section 3, and its code), with its symbols:
+The method, after AudioLens (arXiv 2506.05140 and its code, as far as both are public), with its symbols:
 
 1. The state h at layer l and position i goes through the final norm and the unembedding; the softmax over the whole
    vocabulary gives p. Layer 0 is the embeddings, layer l the output of block l, so layer L is the model's own output.
@@ -43,7 +43,7 @@ ROW_COLUMNS = ["sample", "span", "index", "position", "token", "start", "end"]
 
 @dataclass(frozen=True)
 class CriticalLayer:
-    """Where the answer is decided (equation 2 of the paper): a weighted mean of layers, from 1.
+    """Where the answer is decided (AudioLens): a weighted mean of layers, counted from 1.
 
     Attributes:
         layer: the critical layer; None where no layer's score exceeds the threshold: it is undefined.
@@ -272,12 +272,13 @@ class LensResult:
     def plot_sample(self, sample: int = 0, label: str | None = None) -> Figure:
         """One sample as a heatmap, layers by positions: the probability of a label (the true one if None)."""
         about = self.samples.iloc[sample]
-        label = label or about["truth"] or about["answer"]
+        truth = None if pd.isna(about["truth"]) else about["truth"]
+        label = label or truth or about["answer"]
         of_sample = self.rows[self.rows["sample"] == sample]
         rows = of_sample.drop_duplicates("position").sort_values("position")  # several names may share a position
         values = self.log_probs[:, rows.index.tolist(), self.labels.index(label)].exp().numpy()
-        truth = "" if about["truth"] is None else f", truth {about['truth']!r}"
-        return lens_figures.sample_heatmap(values, rows, label, f"{about['sample']}{truth}, answer {about['answer']!r}")
+        told = "" if truth is None else f", truth {truth!r}"
+        return lens_figures.sample_heatmap(values, rows, label, f"{about['sample']}{told}, answer {about['answer']!r}")
 
     def _repr_html_(self) -> str:
         head = f"<p><b>logit lens</b> of {self.header.model}: {len(self.samples)} samples, {self.n_layers} layers, "

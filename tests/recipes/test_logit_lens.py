@@ -249,6 +249,7 @@ def test_a_result_of_a_bare_batch_is_read_back_too(toy: LALM, batch, tmp_path: P
     result = logit_lens(toy, batch, ANIMALS)
     again = LensResult.load(result.save(tmp_path / "result"))
     assert again.samples["truth"].isna().all()
+    assert "truth" not in again.plot_sample(0).axes[0].get_title(loc="left")
     assert torch.equal(result.label_logits, again.label_logits)
 
 
