@@ -52,7 +52,9 @@ def models() -> None:
     """List model families, their checkpoints, and what is verified of each."""
     from audio_lens_plugin.loading import families, toys
 
-    table = Table("family", "load(...)", "verified", show_lines=True)
+    table = Table(show_lines=True)
+    for column in ("family", "load(...)", "verified"):
+        table.add_column(column, overflow="fold")
     for family in families().values():
         table.add_row(family.name, "\n".join(family.repo_ids), family.verified)
     table.add_row("toys (a toy: no speech model)", "\n".join(toys()), "held-out accuracies in each toy's README.md")
