@@ -6,6 +6,8 @@ Heavy imports stand inside the commands, so that ``audio-lens --help`` answers a
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -102,7 +104,7 @@ def lens(
     clips = _clip_set(data, label, track)
     lalm = load(model, dtype=dtype, device_map=device)
     names = [name.strip() for name in positions.split(",") if name.strip()]
-    try:
+    with _telling_how_to_go_on(out / "parts"):
         result = logit_lens(
             lalm,
             clips.samples(form),
@@ -116,23 +118,28 @@ def lens(
             folder=out / "parts",
             progress=True,
         )
-    except KeyboardInterrupt:
-        where = out / "parts"
-        errors.print(f"stopped; finished batches are in {where}: the same command goes on from there", soft_wrap=True)
-        raise
-    result.save(out / "logit_lens")
-    result.information().to_csv(out / "information.csv", index=False)
-    result.curves().to_csv(out / "curves.csv", index=False)
-    figure = result.plot()
-    for kind in ("png", "svg"):
-        figure.savefig(out / f"logit_lens.{kind}", dpi=160)
-    examples = right_and_wrong(result, clips.samples(form)) if "audio" in names else []
-    section = lens_section(result, f"{clips.track.name}: the logit lens", examples)
-    report = write_report(out / "report.html", f"Logit lens of {model}", subtitle_of(result), [section])
+        result.save(out / "logit_lens")
+        result.information().to_csv(out / "information.csv", index=False)
+        result.curves().to_csv(out / "curves.csv", index=False)
+        figure = result.plot()
+        for kind in ("png", "svg"):
+            figure.savefig(out / f"logit_lens.{kind}", dpi=160)
+        examples = right_and_wrong(result, clips.samples(form)) if "audio" in names else []
+        section = lens_section(result, f"{clips.track.name}: the logit lens", examples)
+        report = write_report(out / "report.html", f"Logit lens of {model}", subtitle_of(result), [section])
     critical = result.critical_layer()
     summary = f"accuracy {result.accuracy:.3f} on {len(result.samples)} clips; critical layer: {critical}"
     console.print(summary, soft_wrap=True)
     print(report)
+
+
+@contextmanager
+def _telling_how_to_go_on(parts: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print(f"stopped; finished batches are in {parts}: the same command goes on from there", soft_wrap=True)
+        raise
 
 
 def _clip_set(data: str, label: str, track: str | None) -> Any:
