@@ -29,7 +29,7 @@ class AudioError(ValueError):
     """A clip that cannot be used; the message names the clip, what is wrong and what to do."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Clip:
     """A mono waveform. Clips are equal where name, rate and every sample are.
 
@@ -54,6 +54,9 @@ class Clip:
                 f"{self.name}: the waveform is not finite; the first NaN or infinity is sample {first} "
                 f"({first / self.rate:.3f} s). Repair the clip or leave it out."
             )
+
+    def __repr__(self) -> str:
+        return f"Clip({self.name!r}, {self.seconds:.2f} s, {self.rate} Hz)"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Clip) and (self.name, self.digest) == (other.name, other.digest)

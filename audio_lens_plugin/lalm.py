@@ -36,7 +36,7 @@ from audio_lens_plugin.prompts import Prompt, PromptBatch, PromptError
 TRACE_GENERATION = TransformersModel.generate.__wrapped__
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answers:
     """What the model says to each row of a batch, restricted to labels.
 
@@ -73,6 +73,9 @@ class Answers:
         if self.texts is not None:
             frame.insert(1, "text", list(self.texts))
         return frame
+
+    def __repr__(self) -> str:
+        return self.to_frame().to_string(float_format="{:.3f}".format)
 
     def _repr_html_(self) -> str:
         return self.to_frame().to_html(float_format="{:.3f}".format)

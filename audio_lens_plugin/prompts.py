@@ -62,7 +62,7 @@ class Sample:
         return replace(self, prompt=replace(self.prompt, clips=tuple(clip.silenced() for clip in self.prompt.clips)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PromptBatch:
     """Left-padded model inputs whose every position is labelled. ``print`` it to see them.
 
@@ -83,7 +83,7 @@ class PromptBatch:
         """Positions by name: see `audio_lens_plugin.spans`."""
         return self.positions.at(name, seconds)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n\n".join(self._lines(row) for row in range(min(len(self), SHOWN_ROWS))) + self._unshown()
 
     def _repr_html_(self) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ class CriticalLayer:
         return f"{self.layer:.2f}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LensResult:
     """What the lens saw. Rows are (sample, position) pairs; the layer axis starts with the embeddings.
 
@@ -280,17 +281,17 @@ class LensResult:
         told = "" if truth is None else f", truth {truth!r}"
         return lens_figures.sample_heatmap(values, rows, label, f"{about['sample']}{told}, answer {about['answer']!r}")
 
+    def __repr__(self) -> str:
+        said = f"logit lens of {self.header.model}: {len(self.samples)} samples, {self.n_layers} layers, "
+        said += f"positions {', '.join(self.spans)}, labels {', '.join(self.labels)}"
+        return said + (f"; critical layer (last): {self.critical_layer()}" if self._truth_known else "")
+
     def _repr_html_(self) -> str:
-        head = f"<p><b>logit lens</b> of {self.header.model}: {len(self.samples)} samples, {self.n_layers} layers, "
-        head += f"positions {', '.join(self.spans)}, labels {', '.join(self.labels)}</p>"
+        head = f"<p>{escape(repr(self))}</p>"
         if not self._truth_known:
             return head + self.samples.to_html(index=False)
         scores = self.information().pivot_table(index="layer", columns="span", values="score", sort=False)
-        return (
-            head
-            + f"<p>critical layer (last): {self.critical_layer()}</p>"
-            + scores.to_html(float_format="{:.3f}".format)
-        )
+        return head + scores.to_html(float_format="{:.3f}".format)
 
     @property
     def _truth_known(self) -> bool:

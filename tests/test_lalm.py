@@ -122,6 +122,15 @@ def test_the_fingerprint_tells_checkpoints_apart(toy: LALM) -> None:
     assert toy.fingerprint == before
 
 
+def test_what_a_terminal_shows_is_meant_to_be_read(toy: LALM, clips: list[Clip]) -> None:
+    batch = toy.prompt(clips, answer=ANSWER)
+    assert repr(clips[2]) == "Clip('noise_40000', 2.50 s, 16000 Hz)"
+    assert repr(batch) == str(batch)
+    shown = repr(toy.answer(batch, ANIMALS))
+    assert "tensor" not in shown
+    assert all(animal in shown for animal in ANIMALS)
+
+
 def test_the_repr_says_what_was_loaded(toy: LALM) -> None:
     for piece in ("toy/qwen2-audio", "qwen2_audio", "8 layers", "float32", "sdpa"):
         assert piece in repr(toy)

@@ -310,4 +310,6 @@ def test_pictures_are_drawn_with_and_without_truths(toy: LALM, batch, samples) -
     assert image.shape == (9, len(set(with_truth.rows.loc[with_truth.rows["sample"] == 1, "position"])))
     assert len(logit_lens(toy, batch, ANIMALS).plot().axes) == 4  # three samples and the colour bar
     assert "critical layer" in with_truth._repr_html_()
+    assert repr(with_truth).startswith("logit lens of toy/qwen2-audio: 5 samples, 8 layers, positions audio, attribute")
+    assert "tensor" not in repr(with_truth)
     assert "noise" not in logit_lens(toy, batch, ANIMALS)._repr_html_()
