@@ -24,11 +24,8 @@ from audio_lens_plugin.prompts import Prompt, Sample
 from audio_lens_plugin.tracks import TRACKS, PromptForm, Track
 
 PATH_COLUMNS = ("file", "file_name", "path", "audio")
-AS_WRITTEN: dict[str, Any] = {
-    "dtype": str,
-    "keep_default_na": False,
-    "na_values": [""],
-}  # "None" and "NA" are words, too
+# Cells are read as they are written: "None" and "NA" are words, too, and only an empty cell is nothing.
+AS_WRITTEN: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values": [""]}
 READERS: dict[str, Any] = {
     ".csv": lambda path: pd.read_csv(path, **AS_WRITTEN),
     ".tsv": lambda path: pd.read_csv(path, sep="\t", **AS_WRITTEN),

@@ -12,7 +12,7 @@ with lalm.trace(batch):
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, no_type_check
@@ -357,7 +357,7 @@ def _per_row(name: str, value: str | Sequence[str] | None, rows: int) -> list[st
 
 
 @contextmanager
-def _quiet_transformers() -> Any:
+def _quiet_transformers() -> Iterator[None]:
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     try:

@@ -77,14 +77,12 @@ def save_tables(folder: str | os.PathLike[str], header: Header, tables: Mapping[
         raise ResultError(f"{folder} holds something that is no result of {header.recipe}; choose another folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        ready = Path(scratch) / "ready"  # the scratch folder itself is readable by its owner alone
+        ready.mkdir()
         for name, table in tables.items():
-            table.to_parquet(Path(scratch) / f"{name}.parquet", index=False)
+            table.to_parquet(ready / f"{name}.parquet", index=False)
         text = json.dumps(asdict(header), indent=2, ensure_ascii=False)
-        (Path(scratch) / f"{header.recipe}.json").write_text(text + "\n", encoding="utf-8")
-        ready = Path(scratch) / "ready"
-        ready.mkdir(mode=0o755)
-        for file in [path for path in Path(scratch).iterdir() if path.is_file()]:
-            file.rename(ready / file.name)
+        (ready / f"{header.recipe}.json").write_text(text + "\n", encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         ready.rename(folder)

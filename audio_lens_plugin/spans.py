@@ -126,10 +126,6 @@ class Positions:
         start, end = self.row_texts[row].offsets[col]
         return self.row_texts[row].text[start:end]
 
-    def to(self, device: torch.device | str) -> Positions:
-        """The same map with its tensors on ``device``."""
-        return Positions(self.roles.to(device), self.clips.to(device), self.seconds.to(device), self.row_texts)
-
     def _named(self, name: str) -> torch.Tensor:
         if name in ROLE_NAMES:
             return self.roles == ROLE_NAMES[name]
@@ -143,7 +139,7 @@ class Positions:
 
     def _last(self) -> torch.Tensor:
         real = self.roles != Role.PAD
-        order = torch.arange(self.roles.shape[1], device=self.roles.device)
+        order = torch.arange(self.roles.shape[1])
         last = torch.where(real, order, -1).max(dim=1).values
         return order[None] == last[:, None]
 
@@ -169,8 +165,8 @@ class Positions:
         content = self.row_texts[row]
         matches = [match.span() for match in re.finditer(pattern, content.text)]
         overlaps = [any(first < end and start < past for start, end in matches) for first, past in content.offsets]
-        spoken = torch.isin(self.roles[row], torch.tensor([int(role) for role in WORDS], device=self.roles.device))
-        return torch.tensor(overlaps, device=self.roles.device) & spoken
+        spoken = torch.isin(self.roles[row], torch.tensor([int(role) for role in WORDS]))
+        return torch.tensor(overlaps) & spoken
 
     def _heard_during(self, name: str, seconds: tuple[float, float]) -> torch.Tensor:
         start, end = seconds

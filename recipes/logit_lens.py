@@ -126,12 +126,12 @@ class LensResult:
         Raises:
             ValueError: the true labels are not known.
         """
-        tables = []
+        right, tables = self._is_right(), []
         for span in self.spans:
-            right = self._per_sample(span, self._is_right())
-            mean, low, high = bootstrap_mean(right, seed)
+            of_span = self._per_sample(span, right)
+            mean, low, high = bootstrap_mean(of_span, seed)
             table = pd.DataFrame({"span": span, "layer": range(len(mean)), "score": mean, "low": low, "high": high})
-            tables.append(table.assign(chance=1 / len(self.labels), samples=len(right)))
+            tables.append(table.assign(chance=1 / len(self.labels), samples=len(of_span)))
         return pd.concat(tables, ignore_index=True)
 
     def curves(self, seed: int = 0) -> pd.DataFrame:
@@ -145,9 +145,9 @@ class LensResult:
         """
         known = self._with_truth()
         success = (known["truth"] == known["answer"]).to_numpy()
-        tables = []
+        probability, tables = self._true_probability(), []
         for span in self.spans:
-            values = self._per_sample(span, self._true_probability())
+            values = self._per_sample(span, probability)
             of_span = success[self._samples_with(span)]
             for outcome, chosen in (("success", of_span), ("failure", ~of_span)):
                 mean, low, high = bootstrap_mean(values[chosen], seed)
