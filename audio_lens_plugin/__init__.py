@@ -16,6 +16,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+import wrapt
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -45,6 +47,19 @@ _HOMES = {
 }
 
 __all__ = ["__version__", *_HOMES]
+
+
+def _boot_with_our_families(boot: Any, _: Any, args: Any, kwargs: Any) -> Any:
+    import_module(f"{__name__}.loading").join_transformer_lens()
+    return boot(*args, **kwargs)
+
+
+@wrapt.when_imported("transformer_lens.model_bridge.sources.transformers")
+def _join_transformer_lens(_: Any) -> None:
+    """TransformerLens, whenever it is imported, boots our architectures, too."""
+    wrapt.wrap_function_wrapper(
+        "transformer_lens.model_bridge.bridge", "TransformerBridge.boot_transformers", _boot_with_our_families
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -31,17 +31,19 @@ class AudioError(ValueError):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Clip:
-    """A mono waveform. Clips are equal where name, rate and every sample are.
+    """A mono waveform. Clips are equal where name, rate, transcript and every sample are.
 
     Attributes:
         waveform: amplitude, full scale at ±1.
         rate: samples per second (Hz).
         name: where it came from, for messages and tables.
+        transcript: the words that go with it, for models that read a transcription; None where none was given.
     """
 
     waveform: Float32[np.ndarray, " samples"]
     rate: int
     name: str = "clip"
+    transcript: str | None = None
 
     def __post_init__(self) -> None:
         if self.rate <= 0:
@@ -71,8 +73,9 @@ class Clip:
 
     @property
     def digest(self) -> str:
-        """A content hash: equal audio, equal digest, whatever the file's name."""
-        return hashlib.sha256(self.waveform.tobytes() + str(self.rate).encode()).hexdigest()[:16]
+        """A content hash: equal audio and transcript, equal digest, whatever the file's name."""
+        words = "" if self.transcript is None else f"\n{self.transcript}"
+        return hashlib.sha256(self.waveform.tobytes() + f"{self.rate}{words}".encode()).hexdigest()[:16]
 
     def at_rate(self, rate: int) -> Clip:
         """The same clip resampled to ``rate`` Hz (soxr, high quality)."""
@@ -109,8 +112,9 @@ class Clip:
         return replace(self, waveform=self.waveform[: int(longest * self.rate)])
 
     def silenced(self) -> Clip:
-        """Silence of the same length: the control that tells whether the audio decided anything."""
-        return replace(self, waveform=np.zeros_like(self.waveform), name=f"silence like {self.name}")
+        """Silence of the same length, nothing said in it: the control that tells whether the audio decided anything."""
+        silence = np.zeros_like(self.waveform)
+        return replace(self, waveform=silence, name=f"silence like {self.name}", transcript=None)
 
 
 def as_clip(source: Any, rate: int | None = None) -> Clip:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, no_type_check
 
 import pandas as pd
@@ -27,8 +27,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from audio_lens_plugin import ops
-from audio_lens_plugin.audio import as_clip
-from audio_lens_plugin.bridge import bridge_of, shared_names
+from audio_lens_plugin.audio import Clip, as_clip
+from audio_lens_plugin.bridge import AudioBridge, bridge_of, shared_names
 from audio_lens_plugin.labels import Form, Labels, form_after, label_tokens
 from audio_lens_plugin.patch import Family, build_batch
 from audio_lens_plugin.prompts import Prompt, PromptBatch, PromptError
@@ -98,6 +98,7 @@ class LALM:
     ) -> None:
         self.family, self.module, self.processor = family, module.eval(), processor
         self.name, self.revision = name, revision
+        self._transcripts: dict[str, str] = {}
         placed = {} if getattr(module, "hf_device_map", None) else {"device": module.device}
         with _quiet_transformers():  # it warns at length that an audio model is no text generator
             self.model = TransformersModel(
@@ -156,8 +157,8 @@ class LALM:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the weights."""
-        return self.module.dtype
+        """Dtype of the language model's weights (some families keep their ears in float32)."""
+        return self.ln_final._module.weight.dtype
 
     @property
     def attention(self) -> str:
@@ -180,6 +181,7 @@ class LALM:
         system: str | None = None,
         *,
         attribute: str | Sequence[str] | None = None,
+        transcript: str | Sequence[str] | None = None,
         rate: int | None = None,
         truncate: bool = False,
     ) -> PromptBatch:
@@ -194,6 +196,8 @@ class LALM:
             answer: the assistant's turn, left open; one for all rows, or one per row.
             system: the system turn instead of the family's default.
             attribute: the word in answer or question that names the attribute; one for all rows, or one per row.
+            transcript: what is said in the clips, for models that read a transcription (DeSTA); one for all rows, or
+                one per row. Left out, the model makes it, once per clip.
             rate: Hz of clips given as bare arrays.
             truncate: cut clips longer than the model's window, with a warning, instead of refusing them.
 
@@ -204,23 +208,33 @@ class LALM:
         rows = _rows_of_clips(clips, question, answer)
         per_row = [
             _per_row(name, value, len(rows))
-            for name, value in (("question", question), ("answer", answer), ("attribute", attribute))
+            for name, value in (
+                ("question", question),
+                ("answer", answer),
+                ("attribute", attribute),
+                ("transcript", transcript),
+            )
         ]
         prompts = [
             Prompt(
-                clips=tuple(as_clip(clip, rate) for clip in row),
+                clips=tuple(_with_words(as_clip(clip, rate), said) for clip in row),
                 question=asked,
                 options=None if options is None else tuple(options),
                 answer=opened,
                 system=system,
                 attribute=named,
             )
-            for row, asked, opened, named in zip(rows, *per_row, strict=True)
+            for row, asked, opened, named, said in zip(rows, *per_row, strict=True)
         ]
         return self.batch(prompts, truncate)
 
     def batch(self, prompts: Sequence[Prompt], truncate: bool = False) -> PromptBatch:
-        """Build a labelled batch from `Prompt` objects (see `patch.build_batch`)."""
+        """Build a labelled batch from `Prompt` objects (see `patch.build_batch`).
+
+        Where the language model reads a transcription, clips without one are transcribed first, each once per model.
+        """
+        if self.family.transcribes:
+            prompts = self._transcribed(prompts, truncate)
         return build_batch(self.family, self.processor, prompts, truncate)
 
     def inputs(self, batch: PromptBatch | Mapping[str, Any]) -> dict[str, Any]:
@@ -289,9 +303,9 @@ class LALM:
             texts = tuple(self.tokenizer.batch_decode(new, skip_special_tokens=True))
         return Answers(labels, log_probs, texts)
 
-    def bridge(self) -> Any:
-        """The `transformer_lens.TransformerBridge` of this model: same weights, no copy, hooks of its own."""
-        return bridge_of(self.family, self.module, self.tokenizer, self.name)
+    def bridge(self) -> AudioBridge:
+        """This model as a `transformer_lens.TransformerBridge` that takes batches: same weights, no copy, own hooks."""
+        return bridge_of(self.family, self.module, self.tokenizer, self.name, self.inputs)
 
     def __repr__(self) -> str:
         return (
@@ -304,8 +318,21 @@ class LALM:
             return value
         module = getattr(self.model, self.family.entrance(name))._module
         hook = getattr(module, "_hf_hook", None)  # accelerate's, where weights are offloaded
-        device = getattr(hook, "execution_device", None) or next(module.parameters()).device
-        return value.to(device, self.dtype if value.is_floating_point() else value.dtype)
+        weight = next(module.parameters())
+        device = getattr(hook, "execution_device", None) or weight.device
+        return value.to(device, weight.dtype if value.is_floating_point() else value.dtype)
+
+    def _transcribed(self, prompts: Sequence[Prompt], truncate: bool) -> list[Prompt]:
+        silent = {clip.digest: clip for prompt in prompts for clip in prompt.clips if clip.transcript is None}
+        unheard = [clip for digest, clip in silent.items() if digest not in self._transcripts]
+        if unheard:
+            words = self.family.transcribe(self.module, self.processor, unheard, truncate)
+            self._transcripts |= {clip.digest: said for clip, said in zip(unheard, words, strict=True)}
+
+        def heard(clip: Clip) -> Clip:
+            return clip if clip.transcript is not None else replace(clip, transcript=self._transcripts[clip.digest])
+
+        return [replace(prompt, clips=tuple(map(heard, prompt.clips))) for prompt in prompts]
 
     def _first_tokens(self, batch: PromptBatch, labels: Labels) -> Float[torch.Tensor, "batch labels"]:
         last, ids = batch.at("last"), labels.first
@@ -346,6 +373,10 @@ def _rows_of_clips(clips: Any, *texts: Any) -> list[list[Any]]:
         return [list(row) if isinstance(row, (list, tuple)) else [] if row is None else [row] for row in clips]
     rows = max((len(text) for text in texts if isinstance(text, (list, tuple))), default=1)
     return [[] if clips is None else [clips] for _ in range(rows)]
+
+
+def _with_words(clip: Clip, transcript: str | None) -> Clip:
+    return clip if transcript is None else replace(clip, transcript=transcript)
 
 
 def _per_row(name: str, value: str | Sequence[str] | None, rows: int) -> list[str | None]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoProcessor, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from audio_lens_plugin import patches
+from audio_lens_plugin import bridge, patches
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.patch import Family
 
@@ -40,6 +41,11 @@ def families() -> dict[str, Family]:
     return {family.name: family for family in found}
 
 
+def join_transformer_lens() -> None:
+    """Make TransformerLens's own ``boot_transformers`` know every family; done when it is first called."""
+    bridge.join_transformer_lens(families().values())
+
+
 def toys() -> dict[str, Path]:
     """The toy models that ship with the package: name and folder."""
     return {TOY + folder.name: folder for folder in sorted(SHELF.iterdir()) if (folder / "config.json").is_file()}
@@ -53,6 +59,7 @@ def load(
     device_map: Any = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
+    **family_options: Any,
 ) -> LALM:
     """Load a large audio-language model.
 
@@ -64,24 +71,24 @@ def load(
         device_map: as in transformers (``"cuda"``, ``"auto"``); the CPU if None.
         attn_implementation: ``"sdpa"``, ``"eager"``, ...; transformers' choice if None.
         revision: branch, tag or commit of a repo.
+        family_options: what the model's family alone understands (`Family.options`), such as ``original_quirks``.
 
     Raises:
-        LoadError: unknown model or family, or a checkpoint with missing or unexpected weights (they are listed).
+        LoadError: unknown model, family or option, or a checkpoint with missing or unexpected weights (they are listed).
     """
     if isinstance(model, PreTrainedModel):
         return _wrap(model, processor, revision)
     name, source = os.fspath(model), _locate(os.fspath(model))
     family = _family_of(source, revision)
-    options = {"dtype": dtype or "auto", "device_map": device_map, "attn_implementation": attn_implementation}
-    module, report = family.model_class().from_pretrained(
-        source,
-        revision=revision,
-        output_loading_info=True,
-        **{key: value for key, value in options.items() if value is not None},
+    if unknown := sorted(set(family_options) - set(family.options)):
+        raise LoadError(f"{family.name} models know no {', '.join(unknown)}; they know: {list(family.options)}.")
+    given = {"device_map": device_map, "attn_implementation": attn_implementation, **family_options}
+    loaded = family.load(
+        source, revision, dtype=dtype or "auto", **{key: value for key, value in given.items() if value is not None}
     )
-    _check_whole(name, report)
-    commit = getattr(module.config, "_commit_hash", None)
-    return LALM(module, AutoProcessor.from_pretrained(source, revision=revision), family, name, commit or revision)
+    _check_whole(name, loaded.report)
+    commit = getattr(loaded.module.config, "_commit_hash", None)
+    return LALM(loaded.module, loaded.processor, family, name, commit or revision)
 
 
 def _locate(name: str) -> str:
@@ -103,29 +110,31 @@ def _family_of(source: str, revision: str | None) -> Family:
         if source in family.repo_ids:
             return family
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
+        config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    except OSError as error:
         raise LoadError(f"{source!r} has no configuration that transformers can read: {error}") from error
-    return _by_architecture(tuple(config.architectures or ()), source)
+    return _serving(config, source)
 
 
-def _by_architecture(architectures: tuple[str, ...], source: str) -> Family:
+def _serving(config: Mapping[str, Any], source: str) -> Family:
     for family in families().values():
-        if set(architectures) & set(family.architectures):
+        if family.serves(config):
             return family
     known = "; ".join(f"{family.name} ({', '.join(family.architectures)})" for family in families().values())
-    raise LoadError(f"{source!r} is of architecture {list(architectures)}, which no family serves. Families: {known}.")
+    kind = config.get("architectures") or config.get("model_type") or "no architecture"
+    raise LoadError(f"{source!r} is of architecture {kind}, which no family serves. Families: {known}.")
 
 
 def _wrap(module: PreTrainedModel, processor: Any, revision: str | None) -> LALM:
     if processor is None:
         raise LoadError("a loaded module needs its processor: load(module, processor).")
-    family = _by_architecture((type(module).__name__,), type(module).__name__)
+    architecture = type(module).__name__
+    family = _serving({**module.config.to_dict(), "architectures": [architecture]}, architecture)
     name = getattr(module, "name_or_path", "") or type(module).__name__
     return LALM(module, processor, family, os.path.basename(name) if os.path.isdir(name) else name, revision)
 
 
-def _check_whole(name: str, report: dict[str, Any]) -> None:
+def _check_whole(name: str, report: Mapping[str, Any]) -> None:
     faults = {
         kind: sorted(map(str, report.get(kind, ()))) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
     }

@@ -4,11 +4,14 @@ A prompt becomes positions in four steps, and a family says only what is its own
 
 1. `Family.render`        the chat text as the real model has it, cut into segments of one role each
 2. `Family.hear`          clips become the model's audio tensors, and the number of positions each clip will take
-3. `build_batch` (shared) placeholders are expanded, the text is tokenised once, every position gets its role
+3. `build_batch` (shared) placeholders are expanded, the text is tokenised, every position gets its role
 4. `Family.verify`        tensors whose audio would be dropped, cut or unexpanded are refused before the model runs
 
-To add a family: one file in patches/ with a `Family` subclass and `FAMILY = ThatClass()`. Nothing else is edited; the
-tests in tests/patches run over every family they find. A family's modules are named once, by its TransformerLens
+A family whose language model also reads a transcription of the clip says so (`Family.transcribes`) and makes it when
+asked (`Family.transcribe`); `render` then finds it in ``clip.transcript``.
+
+To add a family: one file (or one folder) in patches/ with a `Family` subclass and `FAMILY = ThatClass()`. Nothing else
+is edited; the tests in tests/patches run over every family they find. A family's modules are named once, by its TransformerLens
 adapter (`Family.adapter`), and nnsight's names are derived from it.
 """
 
@@ -18,10 +21,11 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoProcessor, PreTrainedModel
 
 from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.prompts import Prompt, PromptBatch, PromptError
@@ -32,10 +36,18 @@ SYSTEM_MARK, QUESTION_MARK = "\ue000", "\ue001"  # stand for the words while a c
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a prompt's text with one role; an audio segment is one placeholder and stands for one clip."""
+    """A stretch of a prompt's text with one role; an audio segment is one placeholder and stands for one clip.
+
+    Attributes:
+        text: as the model reads it, special tokens (a BOS, too) written out.
+        role: the role of its positions.
+        apart: tokenised on its own, so that no token reaches over its borders. For models whose published code
+            tokenises a prompt piece by piece.
+    """
 
     text: str
     role: Role
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,15 @@ class Heard:
 
     tensors: dict[str, torch.Tensor]
     counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint in memory: the module, its processor, and transformers' loading report (missing keys, ...)."""
+
+    module: PreTrainedModel
+    processor: Any
+    report: Mapping[str, Any]
 
 
 class Family(ABC):
@@ -56,6 +77,8 @@ class Family(ABC):
         verified: one honest sentence: what was checked, and against what.
         audio_token: the placeholder that stands for a clip in the text.
         positions_per_second: audio positions per second of clip; None where the model keeps no time.
+        transcribes: whether the language model also reads a transcription of each clip.
+        options: further keywords of `loading.load` that this family understands.
     """
 
     name: ClassVar[str]
@@ -64,6 +87,26 @@ class Family(ABC):
     verified: ClassVar[str]
     audio_token: ClassVar[str]
     positions_per_second: ClassVar[float | None]
+    transcribes: ClassVar[bool] = False
+    options: ClassVar[tuple[str, ...]] = ()
+
+    def serves(self, config: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint with this configuration (as in its config.json) belongs to the family."""
+        return bool(set(config.get("architectures") or ()) & set(self.architectures))
+
+    def load(self, source: str, revision: str | None, **kwargs: Any) -> Loaded:
+        """Model and processor of a checkpoint.
+
+        Args:
+            source: a folder or a repo id.
+            revision: branch, tag or commit of a repo.
+            kwargs: ``dtype``, ``device_map``, ``attn_implementation`` as transformers takes them, where they were
+                given, and the family's own `options`.
+        """
+        module, report = self.model_class().from_pretrained(
+            source, revision=revision, output_loading_info=True, **kwargs
+        )
+        return Loaded(module, AutoProcessor.from_pretrained(source, revision=revision), report)
 
     @abstractmethod
     def model_class(self) -> type[PreTrainedModel]:
@@ -87,6 +130,10 @@ class Family(ABC):
         Raises:
             AudioError: a clip outside the model's window.
         """
+
+    def transcribe(self, module: PreTrainedModel, processor: Any, clips: Sequence[Clip], truncate: bool) -> list[str]:
+        """The words of each clip, as the model itself hears them; asked only where `transcribes` is true."""
+        raise NotImplementedError(f"{self.name} makes no transcriptions.")
 
     @abstractmethod
     def verify(self, module: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
@@ -119,27 +166,58 @@ def build_batch(family: Family, processor: Any, prompts: Sequence[Prompt], trunc
     rows, first = [], 0
     for prompt in prompts:
         counts = heard.counts[first : first + len(prompt.clips)]
-        rows.append(_expand(family.render(processor, prompt), counts))
+        rows.append(encode_row(processor.tokenizer, family.render(processor, prompt), counts))
         first += len(prompt.clips)
-    encoding = processor.tokenizer(
-        [row.text for row in rows],
-        padding=True,
-        padding_side="left",
-        return_offsets_mapping=True,
-        return_tensors="pt",
+    padded = processor.tokenizer.pad(
+        {"input_ids": [row.ids for row in rows]}, padding_side="left", return_attention_mask=True, return_tensors="pt"
     )
-    positions = _label(family, prompts, rows, encoding)
-    inputs = {"input_ids": encoding["input_ids"], "attention_mask": encoding["attention_mask"], **heard.tensors}
+    positions = _label(family, prompts, rows, padded["attention_mask"])
+    inputs = {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"], **heard.tensors}
     return PromptBatch(tuple(prompts), inputs, positions)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row's expanded text; role and clip index (-1: none) of each character; positions of each clip."""
+    """One row, tokenised.
+
+    Attributes:
+        text: the whole text, placeholders expanded.
+        chars: role and clip index (-1: none) of each of its characters.
+        counts: positions of each clip.
+        ids: token ids.
+        offsets: first and past-the-last character of each token.
+    """
 
     text: str
     chars: list[tuple[Role, int]]
     counts: tuple[int, ...]
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+def encode_row(tokenizer: Any, segments: Sequence[Segment], counts: Sequence[int]) -> Row:
+    """Expand each placeholder to its clip's count of positions, and tokenise.
+
+    Raises:
+        PromptError: another number of placeholders than of counts.
+    """
+    text, chars, borders, clip = "", [], {0}, -1
+    for segment in segments:
+        clip += segment.role is Role.AUDIO
+        repeats = counts[clip] if segment.role is Role.AUDIO and clip < len(counts) else 1
+        start = len(text)
+        text += segment.text * repeats
+        chars += [(segment.role, clip if segment.role is Role.AUDIO else -1)] * (len(text) - start)
+        if segment.apart:
+            borders |= {start, len(text)}
+    if clip + 1 != len(counts):
+        raise PromptError(f"the chat template has {clip + 1} audio placeholders for {len(counts)} clips.")
+    ids, offsets = [], []
+    for start, past in pairwise(sorted(borders | {len(text)})):
+        piece = tokenizer(text[start:past], add_special_tokens=False, return_offsets_mapping=True)
+        ids += piece["input_ids"]
+        offsets += [(start + first, start + end) for first, end in piece["offset_mapping"]]
+    return Row(text, chars, tuple(counts), ids, offsets)
 
 
 def _check_words(family: Family, processor: Any, row: int, prompt: Prompt) -> None:
@@ -150,6 +228,9 @@ def _check_words(family: Family, processor: Any, row: int, prompt: Prompt) -> No
         found = [token for token in special if token in (getattr(prompt, field) or "")]
         if found:
             raise PromptError(f"prompt {row}: its {field} contain the special token {found[0]!r}; pass clips as clips.")
+    given = [clip.name for clip in prompt.clips if clip.transcript is not None]
+    if given and not family.transcribes:
+        raise PromptError(f"prompt {row}: {given[0]} has a transcript, but {family.name} models read none.")
 
 
 def fill_template(template: str, audio_token: str, system: str, words: str | None) -> list[Segment]:
@@ -172,32 +253,15 @@ def fill_template(template: str, audio_token: str, system: str, words: str | Non
     return [meaning.get(piece, Segment(piece, Role.TEMPLATE)) for piece in pieces]
 
 
-def _expand(segments: Sequence[Segment], counts: Sequence[int]) -> Row:
-    """The text with every placeholder repeated to its clip's count, and the role of each of its characters."""
-    text, chars, clip = "", [], -1
-    for segment in segments:
-        if segment.role is Role.AUDIO:
-            clip += 1
-        repeats = counts[clip] if segment.role is Role.AUDIO else 1
-        text += segment.text * repeats
-        chars += [(segment.role, clip if segment.role is Role.AUDIO else -1)] * (len(segment.text) * repeats)
-    if clip + 1 != len(counts):
-        raise PromptError(f"the chat template has {clip + 1} audio placeholders for {len(counts)} clips.")
-    return Row(text, chars, tuple(counts))
-
-
-def _label(family: Family, prompts: Sequence[Prompt], rows: Sequence[Row], encoding: Any) -> Positions:
-    mask = encoding["attention_mask"]
+def _label(family: Family, prompts: Sequence[Prompt], rows: Sequence[Row], mask: torch.Tensor) -> Positions:
     roles = torch.full(mask.shape, int(Role.PAD))
     clips = torch.full(mask.shape, -1)
     seconds = torch.full((*mask.shape, 2), float("nan"))
     texts = []
     for row, (prompt, content) in enumerate(zip(prompts, rows, strict=True)):
-        offsets = [tuple(pair) for pair in encoding["offset_mapping"][row].tolist()]
-        for col in mask[row].nonzero().flatten().tolist():
-            start, past = offsets[col]
-            # A token belongs where its last character does: a leading space is the sentence before it. Tokens that
-            # the tokenizer adds (a BOS) cover no character and are template.
+        padding = mask.shape[1] - len(content.ids)
+        for col, (start, past) in enumerate(content.offsets, padding):
+            # A token belongs where its last character does: a leading space is the sentence before it.
             role, clip = content.chars[past - 1] if past > start else (Role.TEMPLATE, -1)
             roles[row, col], clips[row, col] = int(role), clip
         _check_counts(family, row, clips[row], content.counts)
@@ -205,7 +269,7 @@ def _label(family: Family, prompts: Sequence[Prompt], rows: Sequence[Row], encod
             for clip, count in enumerate(content.counts):
                 edges = torch.arange(count + 1) / family.positions_per_second
                 seconds[row, clips[row] == clip] = torch.stack([edges[:-1], edges[1:]], dim=-1)
-        texts.append(RowText(content.text, tuple(offsets), prompt.attribute))
+        texts.append(RowText(content.text, ((0, 0),) * padding + tuple(content.offsets), prompt.attribute))
     return Positions(roles, clips, seconds, tuple(texts))
 
 

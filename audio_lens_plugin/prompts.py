@@ -79,6 +79,11 @@ class PromptBatch:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @property
+    def shape(self) -> torch.Size:
+        """Batch rows and positions, as of the token ids; it lets TransformerLens's patching take a batch for tokens."""
+        return self.inputs["input_ids"].shape
+
     def at(self, name: str, seconds: tuple[float, float] | None = None) -> Selection:
         """Positions by name: see `audio_lens_plugin.spans`."""
         return self.positions.at(name, seconds)

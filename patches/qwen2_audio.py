@@ -15,18 +15,9 @@ computed before; such inputs are refused. And a prompt with audio tokens but no 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformer_lens.model_bridge.generalized_components import (
-    AttentionBridge,
-    BlockBridge,
-    LinearBridge,
-    NormalizationBridge,
-    SymbolicBridge,
-)
-from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.qwen2_audio import Qwen2AudioArchitectureAdapter
 from transformers import PreTrainedModel, Qwen2AudioForConditionalGeneration
 
@@ -34,58 +25,14 @@ from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.patch import QUESTION_MARK, SYSTEM_MARK, Family, Heard, Segment, fill_template
 from audio_lens_plugin.prompts import Prompt, PromptError
 from audio_lens_plugin.spans import Role
+from audio_lens_plugin.towers import WhisperTower
 
 SYSTEM = "You are a helpful assistant."
 MIN_POSITIONS = 2  # the model takes a batch without two adjacent audio tokens for an unexpanded one
 
 
-class HookedQwen2AudioAdapter(Qwen2AudioArchitectureAdapter):
+class HookedQwen2AudioAdapter(WhisperTower, Qwen2AudioArchitectureAdapter):
     """TransformerLens's adapter, with the audio tower opened layer by layer."""
-
-    def __init__(self, cfg: Any) -> None:
-        super().__init__(cfg)
-        self.components["audio_encoder"] = self._audio_encoder(SimpleNamespace())
-
-    def prepare_model(self, hf_model: Any) -> None:
-        super().prepare_model(hf_model)
-        # TransformerLens's config describes the language model alone; the tower's head count arrives with the model.
-        tower = hf_model.config.audio_config
-        heads, width = tower.encoder_attention_heads, tower.d_model
-        dimensions = SimpleNamespace(n_heads=heads, d_model=width, d_head=width // heads)
-        self.components["audio_encoder"] = self._audio_encoder(dimensions)
-
-    def setup_hook_compatibility(self, bridge: Any) -> None:
-        # TransformerLens splits heads in the hooks of the language model's blocks alone.
-        for block in bridge.audio_encoder.blocks:
-            block.attn.setup_hook_compatibility()
-
-    def _audio_encoder(self, dimensions: SimpleNamespace) -> GeneralizedComponent:
-        blocks = BlockBridge(
-            name="layers",
-            config=self.cfg,
-            hook_alias_overrides={"hook_mlp_out": "mlp.out.hook_out"},
-            submodules={
-                "ln1": self._audio_norm("self_attn_layer_norm"),
-                "attn": AttentionBridge(
-                    name="self_attn",
-                    config=dimensions,
-                    is_causal=False,
-                    submodules={
-                        "q": LinearBridge(name="q_proj"),
-                        "k": LinearBridge(name="k_proj"),
-                        "v": LinearBridge(name="v_proj"),
-                        "o": LinearBridge(name="out_proj"),
-                    },
-                ),
-                "ln2": self._audio_norm("final_layer_norm"),
-                "mlp": SymbolicBridge(submodules={"in": LinearBridge(name="fc1"), "out": LinearBridge(name="fc2")}),
-            },
-        )
-        return GeneralizedComponent(name="model.audio_tower", submodules={"blocks": blocks})
-
-    def _audio_norm(self, name: str) -> NormalizationBridge:
-        # The wrapped LayerNorm runs its own forward: its epsilon is not the language model's.
-        return NormalizationBridge(name=name, config=self.cfg, use_native_layernorm_autograd=True)
 
 
 class Qwen2Audio(Family):
