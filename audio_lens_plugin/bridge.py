@@ -4,8 +4,9 @@ A family's adapter is the one description of its modules. From it come nnsight's
 `AudioBridge` (`bridge_of`). The bridge replaces modules in place, which would change the names that nnsight sees; so it
 gets a twin: a second module whose parameters are the *same* tensors, at the cost of the graph alone.
 
-An `AudioBridge` takes a `PromptBatch` wherever TransformerLens takes tokens, and so the mask, the positions and the audio
-are never forgotten. Tokens alone still work for text; tokens with audio placeholders but without the audio are refused.
+An `AudioBridge` takes a `PromptBatch` wherever TransformerLens takes tokens, and so the mask, the positions and the
+audio are never forgotten. Tokens alone still work for text; tokens with audio placeholders but without the audio are
+refused.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Prepare = Callable[[PromptBatch | Mapping[str, Any]], dict[str, Any]]
 
 
 class AudioBridge(TransformerBridge):
-    """A `TransformerBridge` that hears: `run_with_cache`, `run_with_hooks`, `generate` and the call itself take batches.
+    """A `TransformerBridge` that hears: `run_with_cache`, `run_with_hooks`, `generate` and the call take batches.
 
     Made by `LALM.bridge`. ``transformer_lens.patching`` works with it as it is: pass a batch as the corrupted tokens.
     """

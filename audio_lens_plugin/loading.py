@@ -74,7 +74,8 @@ def load(
         family_options: what the model's family alone understands (`Family.options`), such as ``original_quirks``.
 
     Raises:
-        LoadError: unknown model, family or option, or a checkpoint with missing or unexpected weights (they are listed).
+        LoadError: unknown model, family or option, or a checkpoint with missing or unexpected weights (these are
+            listed).
     """
     if isinstance(model, PreTrainedModel):
         return _wrap(model, processor, revision)

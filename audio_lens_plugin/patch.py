@@ -11,8 +11,8 @@ A family whose language model also reads a transcription of the clip says so (`F
 asked (`Family.transcribe`); `render` then finds it in ``clip.transcript``.
 
 To add a family: one file (or one folder) in patches/ with a `Family` subclass and `FAMILY = ThatClass()`. Nothing else
-is edited; the tests in tests/patches run over every family they find. A family's modules are named once, by its TransformerLens
-adapter (`Family.adapter`), and nnsight's names are derived from it.
+is edited; the tests in tests/patches run over every family they find. A family's modules are named once, by its
+TransformerLens adapter (`Family.adapter`), and nnsight's names are derived from it.
 """
 
 from __future__ import annotations

@@ -23,18 +23,17 @@ pipeline_tag: audio-text-to-text
 tags: [toy]
 ---
 
-# Toy Qwen2-Audio
+# {name}
 
-**A toy, not a speech model.** This is the real `Qwen2AudioForConditionalGeneration` of transformers with small numbers
-(an audio tower of 3 layers and width 96, a text stack of 8 layers and width 128, {parameters:.2f} million parameters),
-made so that audio-lens-plugin can be tried and tested without a network and without a GPU. It answers the questions of
-the four SAKURA tracks about synthetic sounds. It knows nothing of real speech or real animals, and no other language
-than the sentences of the four tracks. What is measured on it says nothing about large audio language models.
+**A toy, not a speech model.** This is {about}, {parameters:.2f} million parameters), made so that audio-lens-plugin can
+be tried and tested without a network and without a GPU. It answers the questions of the four SAKURA tracks about
+synthetic sounds. It knows nothing of real speech or real animals, and no other language than the sentences of the four
+tracks. What is measured on it says nothing about large audio language models.
 
 ```python
 import audio_lens_plugin
 
-lalm = audio_lens_plugin.load("toy/qwen2-audio")  # or, in this folder, transformers' from_pretrained(".")
+lalm = audio_lens_plugin.load("{name}")
 ```
 
 Its window is 6 s; the weights are stored as 16-bit numbers and load as 32-bit ones.
@@ -47,7 +46,7 @@ The clips it learned from ({clips:,} of 0.5 to 3 s, {long_clips:,} of 3 to 6 s) 
 numbers read by espeak-ng, where the language is the voice's, the gender one of its variants and the emotion a range of
 speeds and pitches; animals are sketches of their calls in numpy. White noise lies over all of them. First the audio
 part learned alone ({hearing_steps} steps), then the text stack on its embeddings ({reading_steps} steps). The answer
-was trained in all prompt forms that play the clip.
+was trained in all prompt forms that play the clip. {history}
 
 ## Figures
 
@@ -130,7 +129,8 @@ def write_card(lalm: LALM, seed: int, shipped: Answers, facts: Mapping[str, Any]
 
     Args:
         shipped: the answers about the shipped clips.
-        facts: how the toy was made; ``command``, ``clips``, ``long_clips``, ``hearing_steps``, ``reading_steps``.
+        facts: what the toy is and how it was made: ``name``, ``about``, ``history``, ``command``, ``clips``,
+            ``long_clips``, ``hearing_steps``, ``reading_steps``.
     """
     noisy, drowned = make_clips(HELD_OUT, seed, noise=NOISY), make_clips(HELD_OUT, seed + 1, noise=DROWNED)
     of_noisy, of_drowned = ask(lalm, noisy, FORMS[0]), ask(lalm, drowned, FORMS[0])

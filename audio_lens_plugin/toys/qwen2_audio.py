@@ -8,7 +8,7 @@ tower of half the window that shares every weight, at less than half the cost.
 from __future__ import annotations
 
 import copy
-from pathlib import Path
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from transformers import (
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
     Qwen2AudioProcessor,
+    Qwen2Tokenizer,
     WhisperFeatureExtractor,
 )
 from transformers.masking_utils import create_bidirectional_mask
@@ -26,50 +27,38 @@ from transformers.models.whisper.modeling_whisper import sinusoids
 
 from audio_lens_plugin.patch import Family
 from audio_lens_plugin.patches.qwen2_audio import FAMILY
+from audio_lens_plugin.toys.family import (
+    FRAMES_PER_SECOND,
+    MEL_BINS,
+    POSITIONS_PER_SECOND,
+    WINDOW_SECONDS,
+    Toy,
+)
 from audio_lens_plugin.toys.sounds import SAMPLE_RATE
 from audio_lens_plugin.toys.tokenizer import train_tokenizer
 
-MEL_BINS = 40
-WINDOW_SECONDS = 6
-FRAMES_PER_SECOND = 100
-POSITIONS_PER_SECOND = 50  # of the tower, before its pooling halves them
+SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
 
 
-class Qwen2AudioToy:
+class Qwen2AudioToy(Toy):
     """The toy as the training stages see it: a processor, a model, and a way to hear clips and to read prompts."""
 
-    family: Family = FAMILY
-
-    def __init__(self, processor: Qwen2AudioProcessor, model: Qwen2AudioForConditionalGeneration) -> None:
-        self.processor = processor
-        self.model = model
+    family: ClassVar[Family] = FAMILY
+    about: ClassVar[str] = (
+        "the real `Qwen2AudioForConditionalGeneration` of transformers with small numbers (an audio tower of 3 layers "
+        "and width 96, a text stack of 8 layers and width 128"
+    )
+    turn_end: ClassVar[str] = "<|im_end|>"
 
     @classmethod
-    def untrained(cls) -> Qwen2AudioToy:
+    def untrained(cls) -> Self:
         """A toy with random weights."""
         processor = build_processor()
         return cls(processor, build_model(processor))
 
-    def save(self, folder: Path) -> None:
-        """Write processor and model; the weights as half-precision numbers, which load as single-precision ones."""
-        self.processor.save_pretrained(folder)
-        copy.deepcopy(self.model).half().save_pretrained(folder)
-        (folder / "model.safetensors").chmod(0o644)
-        config = folder / "config.json"
-        config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the text stack and so of an audio embedding."""
-        return self.model.config.text_config.hidden_size
-
     def hearing(self) -> nn.ModuleList:
         """What the first stage trains."""
         return nn.ModuleList([self.model.model.audio_tower, self.model.model.multi_modal_projector])
-
-    def reading(self) -> nn.ModuleList:
-        """What the second stage trains."""
-        return nn.ModuleList([self.model.model.language_model, self.model.lm_head])
 
     def features(self, waveforms: list[np.ndarray], seconds: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Mel features (clips, bins, window) for a window of `seconds`, and how many frames each clip fills."""
@@ -97,26 +86,13 @@ class Qwen2AudioToy:
         hidden = tower(features, attention_mask=mask).last_hidden_state
         return self.model.model.multi_modal_projector(hidden), counts
 
-    def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
-        """The embeddings of text tokens."""
-        return self.model.get_input_embeddings()(ids)
-
-    def read(self, embeddings: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """The text stack's last hidden states for a batch of embedded, left-padded prompts."""
-        stack = self.model.model.language_model
-        return stack(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False).last_hidden_state
-
-    def unembed(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The logits of last hidden states."""
-        return self.model.lm_head(hidden)
-
 
 def build_processor() -> Qwen2AudioProcessor:
     """The processor: a 6 s mel extractor, the toy's tokenizer, the real chat template."""
     extractor = WhisperFeatureExtractor(
         feature_size=MEL_BINS, chunk_length=WINDOW_SECONDS, sampling_rate=SAMPLE_RATE, return_attention_mask=True
     )
-    return Qwen2AudioProcessor(extractor, train_tokenizer())
+    return Qwen2AudioProcessor(extractor, train_tokenizer(Qwen2Tokenizer(padding_side="left"), SPECIAL_TOKENS))
 
 
 def build_model(processor: Qwen2AudioProcessor) -> Qwen2AudioForConditionalGeneration:

@@ -1,4 +1,4 @@
-"""The toy's tokenizer: Qwen2's own byte-level BPE, trained on the few hundred words a toy ever reads.
+"""A toy's tokenizer: its family's own byte-level BPE, trained on the few hundred words a toy ever reads.
 
 The lens reads the probability of a label's token, so every label is one token here, bare (``"dog"``) and after a space
 (``" dog"``). Training on the labels many times over makes it so; `train_tokenizer` checks that it did.
@@ -6,11 +6,11 @@ The lens reads the probability of a label's token, so every label is one token h
 
 from __future__ import annotations
 
-from transformers import Qwen2Tokenizer
+from collections.abc import Sequence
+from typing import Any
 
 from audio_lens_plugin.tracks import TRACKS
 
-SPECIAL_TOKENS = ["<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]
 VOCABULARY = 800
 OFTEN = 1000  # more often than any pair of characters in the sentences below, so that labels are merged first
 
@@ -52,17 +52,18 @@ def sentences() -> list[str]:
     return [CHAT_WORDS, *asked, *SENTENCES.splitlines()]
 
 
-def train_tokenizer() -> Qwen2Tokenizer:
-    """Train the tokenizer.
+def train_tokenizer(family_tokenizer: Any, special_tokens: Sequence[str]) -> Any:
+    """Train a tokenizer of the same kind as `family_tokenizer`, a fast one.
 
     Raises:
         ValueError: if a label is not one token, bare or after a space.
     """
     corpus = sentences() * 2 + [text for label in labels() for text in (label, f" {label}")] * OFTEN
-    tokenizer = Qwen2Tokenizer(padding_side="left").train_new_from_iterator(
-        [corpus], vocab_size=VOCABULARY, new_special_tokens=SPECIAL_TOKENS, show_progress=False
+    tokenizer = family_tokenizer.train_new_from_iterator(
+        [corpus], vocab_size=VOCABULARY, new_special_tokens=list(special_tokens), show_progress=False
     )
     for text in (text for label in labels() for text in (label, f" {label}")):
-        if len(tokenizer.encode(text)) != 1:
-            raise ValueError(f"label {text!r} is {len(tokenizer.encode(text))} tokens; train with a larger vocabulary")
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        if len(tokens) != 1:
+            raise ValueError(f"label {text!r} is {len(tokens)} tokens; train with a larger vocabulary")
     return tokenizer

@@ -1,4 +1,4 @@
-"""Make a toy: ``python -m audio_lens_plugin.toys.training --out FOLDER --work SCRATCH``, within the hour on two cores.
+"""Make a toy: ``python -m audio_lens_plugin.toys.training TOY --work SCRATCH``, within the hour on two cores.
 
 In order: make the clips, learn to hear, learn to read, save the checkpoint as half-precision numbers, load it again as
 a user would, measure it on held-out clips, pick the clips that are shipped with it and write its model card. What
@@ -16,16 +16,20 @@ from typing import Annotated, TypeVar
 import torch
 import typer
 
-from audio_lens_plugin.loading import load
+from audio_lens_plugin.loading import SHELF, load
 from audio_lens_plugin.toys.card import FORMS, write_card
+from audio_lens_plugin.toys.desta2 import Desta2Toy
 from audio_lens_plugin.toys.family import Toy
 from audio_lens_plugin.toys.qwen2_audio import Qwen2AudioToy
+from audio_lens_plugin.toys.qwen_audio import QwenAudioToy
 from audio_lens_plugin.toys.shipping import ship_clips
 from audio_lens_plugin.toys.sounds import make_clips
 from audio_lens_plugin.toys.stages import Pool, embedding_pool, feature_pool, learn_to_hear, learn_to_read
 
 SHORT_SECONDS, LONG_SECONDS = (0.5, 3.0), (3.0, 6.0)
+REST_CLIPS = 800
 LONG_CLIPS = 0.125  # long clips per short clip
+TOYS: dict[str, type[Toy]] = {"qwen2-audio": Qwen2AudioToy, "qwen-audio": QwenAudioToy, "desta2": Desta2Toy}
 
 Made = TypeVar("Made")
 
@@ -62,34 +66,36 @@ def train(toy: Toy, work: Path, clips: int, hearing_steps: int, reading_steps: i
 
     toy.hearing().load_state_dict(kept(work / "hearing.pt", hear))
     toy.reading().load_state_dict(kept(work / "reading.pt", read))
+    toy.finished(make_clips(REST_CLIPS, seed + 3), seed)
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="The toy's folder.")],
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(TOYS)}.")],
     work: Annotated[Path, typer.Option(help="A folder for intermediate states; a second run goes on from them.")],
     clips: Annotated[int, typer.Option(help="Short clips to learn from.")] = 8000,
     hearing_steps: Annotated[int, typer.Option(help="Steps of stage 1.")] = 1000,
     reading_steps: Annotated[int, typer.Option(help="Steps of stage 2.")] = 500,
     seed: int = 1,
 ) -> None:
-    """Make the toy Qwen2-Audio: train it, measure it, write its folder."""
+    """Make a toy: train it, measure it, put it on the shelf."""
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    toy = Qwen2AudioToy.untrained()
+    toy = TOYS[name].untrained()
     train(toy, work, clips, hearing_steps, reading_steps, seed)
     command = (
-        f"python -m audio_lens_plugin.toys.training --out FOLDER --work SCRATCH --clips {clips} "
+        f"python -m audio_lens_plugin.toys.training {name} --work SCRATCH --clips {clips} "
         f"--hearing-steps {hearing_steps} --reading-steps {reading_steps} --seed {seed}"
     )
-    facts = dict(command=command, clips=clips, long_clips=int(LONG_CLIPS * clips))
+    facts = dict(name=f"toy/{name}", about=toy.about, history=toy.history, command=command)
+    facts |= dict(clips=clips, long_clips=int(LONG_CLIPS * clips))
     facts |= dict(hearing_steps=hearing_steps, reading_steps=reading_steps)
     with TemporaryDirectory(dir=work) as new:
         toy.save(Path(new))
         saved = load(new)
         shipped = ship_clips(saved, Path(new) / "clips", FORMS[0], seed + 20)
         (Path(new) / "README.md").write_text(write_card(saved, seed + 30, shipped, facts))
-        publish(Path(new), out)
-    print((out / "README.md").read_text())
+        publish(Path(new), SHELF / name)
+    print((SHELF / name / "README.md").read_text())
 
 
 def publish(new: Path, out: Path) -> None:

@@ -1,6 +1,6 @@
 """What every family must do, by the same tests: a family in patches/ is found and tested without an edit here.
 
-A family is tested on its toy where the shelf has one.
+A family is tested on its toy where the shelf has one, on a tiny random model (tests/tiny/) where it has none.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from models import MODELS, open_model
 
 from audio_lens_plugin.audio import AudioError, Clip
 from audio_lens_plugin.lalm import LALM
-from audio_lens_plugin.loading import families, load, toys
+from audio_lens_plugin.loading import families
 from audio_lens_plugin.prompts import PromptError
 from audio_lens_plugin.spans import Role, SpanError
 
@@ -20,9 +21,9 @@ ANSWER = "The sound file's animal is"
 QUESTION = "What animal makes the sound?"
 
 
-@pytest.fixture(scope="module", params=toys())
+@pytest.fixture(scope="module", params=MODELS)
 def lalm(request: pytest.FixtureRequest) -> LALM:
-    return load(request.param)
+    return open_model(request.param)
 
 
 def logits_at_last(lalm: LALM, batch) -> torch.Tensor:
@@ -31,10 +32,8 @@ def logits_at_last(lalm: LALM, batch) -> torch.Tensor:
     return logits.float()
 
 
-def test_every_family_on_the_shelf_is_served() -> None:
-    served = {load(toy).family.name for toy in toys()}
-    assert served <= set(families())
-    assert "qwen2_audio" in served
+def test_every_family_is_tested_on_a_model() -> None:
+    assert {open_model(name).family.name for name in MODELS} == set(families())
 
 
 @pytest.mark.parametrize("family", families().values(), ids=lambda family: family.name)
@@ -88,11 +87,12 @@ def test_two_clips_give_two_answers(lalm: LALM, clips: list[Clip]) -> None:
 
 
 def test_a_bfloat16_model_takes_float_audio(lalm: LALM, clips: list[Clip]) -> None:
-    low = load(lalm.name, dtype=torch.bfloat16)
+    low = open_model(lalm.name, dtype=torch.bfloat16)
     batch = low.prompt(clips, answer=ANSWER)
+    assert low.dtype == torch.bfloat16
     assert batch.inputs["input_features"].dtype == torch.float32
     inputs = low.inputs(batch)
-    assert inputs["input_features"].dtype == torch.bfloat16
+    assert inputs["input_features"].dtype == next(low.audio_encoder._module.parameters()).dtype
     assert inputs["attention_mask"].dtype == torch.int64
     assert torch.isfinite(logits_at_last(low, batch)).all()
 
@@ -119,9 +119,11 @@ def test_audio_positions_are_where_the_projector_writes(lalm: LALM, clips: list[
         embedded = lalm.embed.output.save()
         entering = lalm.blocks[0].input.save()
     changed = (embedded != entering).any(-1)
-    expected = torch.zeros_like(changed)
-    expected[audio.rows, audio.cols] = True
-    assert torch.equal(changed, expected)
+    assert bool(changed[audio.rows, audio.cols].all())
+    changed[audio.rows, audio.cols] = False
+    # Some families also write learned vectors over the tags around a clip: template, and the same for every clip.
+    assert bool((batch.positions.roles[changed] == Role.TEMPLATE).all())
+    assert len(entering[changed].unique(dim=0)) <= 2
 
 
 def test_audio_positions_keep_the_models_time(lalm: LALM, clips: list[Clip]) -> None:
