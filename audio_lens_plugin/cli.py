@@ -64,6 +64,27 @@ def models() -> None:
 
 
 @app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="A repo id, a folder, or a toy such as toy/qwen2-audio.")],
+    clips: Annotated[
+        list[Path] | None, typer.Argument(help="Two audio files of yours; else two made-up sounds.")
+    ] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the findings to this file.")] = None,
+) -> None:
+    """Check on this machine that a model does what every experiment takes for granted; exit code 1 if not."""
+    from audio_lens_plugin.loading import load
+
+    result = load(model, dtype=dtype, device_map=device).check(clips)
+    if json is not None:
+        json.write_text(result.to_json(), encoding="utf-8")
+    console.print(str(result), markup=False, highlight=False, soft_wrap=True)
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def show(
     clip: Annotated[Path, typer.Argument(help="An audio file.")],
     model: Model = DEFAULT_MODEL,

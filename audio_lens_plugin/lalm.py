@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from audio_lens_plugin import ops
 from audio_lens_plugin.audio import Clip, as_clip
 from audio_lens_plugin.bridge import AudioBridge, bridge_of, shared_names
+from audio_lens_plugin.checks import CheckResult, check
 from audio_lens_plugin.labels import Form, Labels, form_after, label_tokens
 from audio_lens_plugin.patch import Family, build_batch
 from audio_lens_plugin.prompts import Prompt, PromptBatch, PromptError
@@ -302,6 +303,14 @@ class LALM:
             new = ids[:, batch.inputs["input_ids"].shape[1] :]
             texts = tuple(self.tokenizer.batch_decode(new, skip_special_tokens=True))
         return Answers(labels, log_probs, texts)
+
+    def check(self, clips: Sequence[Any] | None = None) -> CheckResult:
+        """Whether this model, here and now, does what every experiment takes for granted (see `checks`).
+
+        Args:
+            clips: two recordings of your own; two synthetic sounds if None.
+        """
+        return check(self, clips)
 
     def bridge(self) -> AudioBridge:
         """This model as a `transformer_lens.TransformerBridge` that takes batches: same weights, no copy, own hooks."""

@@ -39,6 +39,20 @@ SITES: dict[str, Callable[[Any, int], torch.Tensor]] = {
 """A text block's activations under TransformerLens's hook names, in forward order: how nnsight reads each."""
 
 
+def write_back(blocks: Any) -> None:
+    """Put every block's output back as it is: an edit that must change nothing."""
+    for block in blocks:
+        block.output = block.output.clone()
+
+
+def write_masks_back(blocks: Any) -> None:
+    """Put every attention's inputs, its mask among them, back as they are: a knockout of nothing."""
+    for block in blocks:
+        args, kwargs = block.attn.inputs
+        mask = kwargs.get("attention_mask")
+        block.attn.inputs = (args, {**kwargs, "attention_mask": None if mask is None else mask.clone()})
+
+
 def vocabulary_scores(
     normed: torch.Tensor, unembed: Any, label_ids: torch.Tensor, top_k: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from nnsight import save
 
 from audio_lens_plugin import ops
+from audio_lens_plugin.checks import Finding, Probe
 from audio_lens_plugin.labels import Labels, form_after
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.prompts import PromptBatch, Sample
@@ -404,7 +405,7 @@ def _read(
     if header.options["whole"]:
         scores = _whole_label_scores(lalm, batch, labels)
     else:
-        scores = _first_token_scores(lalm, batch, selections, labels, header.options["top_k"])
+        scores = _token_scores(lalm, batch, selections, labels.first, header.options["top_k"])
     label_logits, log_partition, top_ids, top_logits = scores
     is_last = torch.tensor([chosen.name == "last" for chosen in selections for _ in range(len(chosen))])
     answers = [header.labels[index] for index in label_logits[-1, is_last].argmax(-1).tolist()]
@@ -420,21 +421,21 @@ def _read(
     )
 
 
-def _first_token_scores(
-    lalm: LALM, batch: PromptBatch, selections: Sequence[Selection], labels: Labels, top_k: int
+def _token_scores(
+    lalm: LALM, batch: PromptBatch, selections: Sequence[Selection], label_ids: torch.Tensor, top_k: int
 ) -> tuple[torch.Tensor, ...]:
     """Label logits, log-partition, best ids and their logits: ``[layers, rows, ...]``, rows as selected."""
     rows, cols = (torch.cat([getattr(chosen, axis) for chosen in selections]) for axis in ("rows", "cols"))
     # A position that several names share meets the unembedding once.
     pairs, back = torch.unique(torch.stack([rows, cols]), dim=1, return_inverse=True)
     with torch.no_grad(), lalm.trace(batch, use_cache=False) as tracer:
-        scores = save(ops.lens(lalm.blocks, lalm.ln_final, lalm.unembed, pairs[0], pairs[1], labels.first, top_k))
+        scores = save(ops.lens(lalm.blocks, lalm.ln_final, lalm.unembed, pairs[0], pairs[1], label_ids, top_k))
         tracer.stop()
     return tuple(score.cpu()[:, back] for score in scores)
 
 
 def _whole_label_scores(lalm: LALM, batch: PromptBatch, labels: Labels) -> tuple[torch.Tensor, ...]:
-    """As `_first_token_scores`, at the last position; a label's logit is its log-probability, so the partition is 0."""
+    """As `_token_scores`, at the last position; a label's logit is its log-probability, so the partition is 0."""
     ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
     count, width = ids.shape
     columns = []
@@ -465,3 +466,14 @@ def _row_table(batch: PromptBatch, selections: Sequence[Selection]) -> pd.DataFr
             token = positions.token_text(row, col)
             lines.append((row, chosen.name, index, col - int(first[row]), token, start, end))
     return pd.DataFrame(lines, columns=ROW_COLUMNS)
+
+
+def the_lens_ends_in_the_models_logits(probe: Probe) -> Finding:
+    """The lens after the last block says what the model says."""
+    batch = probe.batch(*probe.clips)
+    every_word = torch.arange(probe.lalm.unembed._module.out_features)
+    logits, *_ = _token_scores(probe.lalm, batch, [batch.at("last")], every_word, top_k=0)
+    return probe.rounding("the lens ends in the model's logits", logits[-1], probe.logits(batch)[:, -1])
+
+
+INVARIANTS = (the_lens_ends_in_the_models_logits,)

@@ -25,7 +25,7 @@ FLOORS = [
     ["prompts", "results"],
     ["patch"],
     ["patches", "patches.*"],
-    ["bridge"],
+    ["bridge", "checks"],
     ["lalm"],
     ["loading"],
     ["recipes", "recipes.engine", "recipes.lens_figures"],
