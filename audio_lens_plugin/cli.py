@@ -40,13 +40,14 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show a traceba
 
 @app.command()
 def demo(
-    model: Model = DEFAULT_MODEL,
+    model: Annotated[str | None, typer.Option("--model", help="One toy; all of them side by side if left out.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the report and its tables.")] = Path("out/demo"),
 ) -> None:
-    """Run the logit lens on a toy model and the clips that ship with it, and write a report."""
+    """Run the logit lens on toy models and the clips that ship with them, and write a report."""
     from audio_lens_plugin.demo import run_demo
+    from audio_lens_plugin.loading import toys
 
-    print(run_demo(model, out, console))
+    print(run_demo([model] if model else list(toys()), out, console))
 
 
 @app.command()

@@ -1,55 +1,91 @@
-"""The demo: a toy model, the clips that ship with it, and a report about all four attributes.
+"""The demo: toy models, the clips that ship with them, and a report about all four attributes, models side by side.
 
 It is also the shortest complete example of the package: load, ask, read every layer, look.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from rich.console import Console
 
 from audio_lens_plugin.datasets import Samples, toy_clips
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.loading import LoadError, load, toys
+from audio_lens_plugin.recipes.lens_figures import models_side_by_side
 from audio_lens_plugin.recipes.logit_lens import LensResult, logit_lens
-from audio_lens_plugin.report import Section, html_table, lens_section, right_and_wrong, subtitle_of, write_report
+from audio_lens_plugin.report import (
+    Section,
+    html_table,
+    lens_section,
+    picture,
+    right_and_wrong,
+    subtitle_of,
+    write_report,
+)
 from audio_lens_plugin.tracks import TRACKS
 
 FORM = "reversed+is"
 POSITIONS = ("audio", "answer", "attribute", "last")
 ASKED = (
     "A prompt is a clip, the model's chat template, and an assistant's turn left open. Every position of the sequence "
-    "has one role; audio positions know which part of the clip they hear."
+    "has one role; audio positions know which part of the clip they hear, where the model keeps time."
+)
+TOYS = (
+    "Toys: tiny models of the real classes, trained on synthetic speech and sounds. They show how the tools work and "
+    "how a listening model looks from inside; their numbers say nothing about real models."
 )
 
 
-def run_demo(model: str, out: Path, console: Console) -> Path:
-    """Run the lens on the four attributes and write ``report.html``; returns its path.
+@dataclass(frozen=True)
+class Look:
+    """What the demo saw of one model: a printed prompt, and one result, its samples and its summary per track."""
+
+    shown: str
+    results: Mapping[str, LensResult]
+    samples: Mapping[str, Samples]
+    lines: Sequence[dict[str, str]]
+
+
+def run_demo(models: Sequence[str], out: Path, console: Console) -> Path:
+    """Run the lens on the four attributes for each model and write ``report.html``; returns its path.
 
     Raises:
-        LoadError: ``model`` is not on the shelf of toys.
+        LoadError: a model that is not on the shelf of toys.
     """
-    if model not in toys():
-        raise LoadError(f"the demo runs on toys ({', '.join(toys())}); for {model!r} use `audio-lens run lens`.")
+    for model in models:
+        if model not in toys():
+            raise LoadError(f"the demo runs on toys ({', '.join(toys())}); for {model!r} use `audio-lens run lens`.")
+    looks = {model: _look(model, out / model.removeprefix("toy/"), console) for model in models}
+    sections = [_opening(looks)]
+    if len(models) > 1:
+        sections.append(_side_by_side(looks, out))
+    sections += [section for model, look in looks.items() for section in _sections(model, look)]
+    (any_result, *_) = looks[models[0]].results.values()
+    subtitle = subtitle_of(any_result).replace(models[0], ", ".join(models))
+    return write_report(out / "report.html", f"Audio lens: {', '.join(models)}", subtitle, sections)
+
+
+def _look(model: str, out: Path, console: Console) -> Look:
     lalm = load(model)
-    sets = {track: toy_clips(model, track) for track in TRACKS}
+    samples = {track: toy_clips(model, track).samples(FORM) for track in TRACKS}
     console.print(f"{model}: a toy, {lalm.n_layers} layers. One prompt, every position labelled:\n")
-    shown = str(lalm.batch([sets["Animal"].samples(FORM)[0].prompt]))
+    shown = str(lalm.batch([samples["Animal"][0].prompt]))
     console.print(shown, markup=False, highlight=False, soft_wrap=True)
-    lines, sections = [], []
-    for name, clips in sets.items():
-        samples = clips.samples(FORM)
-        result = logit_lens(lalm, samples, clips.track.labels, POSITIONS, form=FORM)
-        result.save(out / name)
-        _save_pictures(result, out / name)
-        lines.append(_summary(lalm, name, samples, result))
+    results, lines = {}, []
+    for name, asked in samples.items():
+        results[name] = logit_lens(lalm, asked, TRACKS[name].labels, POSITIONS, form=FORM)
+        results[name].save(out / name)
+        _save_pictures(results[name], out / name)
+        lines.append({"model": model, **_summary(lalm, name, asked, results[name])})
         console.print("  ".join(f"{key}: {value}" for key, value in lines[-1].items()), highlight=False, soft_wrap=True)
-        sections.append(lens_section(result, name, right_and_wrong(result, samples)))
-    opening = [_opening(lines), Section("What the model is asked", (ASKED,), listing=shown)]
-    return write_report(out / "report.html", f"Audio lens: {model}", subtitle_of(result), [*opening, *sections])
+    console.print()
+    return Look(shown, results, samples, lines)
 
 
 def _summary(lalm: LALM, name: str, samples: Samples, result: LensResult) -> dict[str, str]:
@@ -77,14 +113,49 @@ def _last_rows(result: LensResult) -> list[int]:
     return result.rows.index[result.rows["span"] == "last"].tolist()
 
 
-def _opening(lines: list[dict[str, str]]) -> Section:
+def _opening(looks: Mapping[str, Look]) -> Section:
     return Section(
         "At a glance",
-        (
-            "A toy: a tiny model of the real classes, trained on synthetic speech and sounds. It shows how the tools "
-            "work and how a listening model looks from inside; its numbers say nothing about real models.",
-        ),
-        table=html_table(pd.DataFrame(lines)),
+        (TOYS,),
+        table=html_table(pd.DataFrame([line for look in looks.values() for line in look.lines])),
         caveat="The shipped clips are held out from training and chosen so that about half are answered wrongly in at "
-        "least one attribute; the toy's accuracy on all held-out clips is in its model card.",
+        "least one attribute; a toy's accuracy on all held-out clips is in its model card.",
     )
+
+
+def _side_by_side(looks: Mapping[str, Look], out: Path) -> Section:
+    figure = models_side_by_side(pd.concat([_depths(model, look) for model, look in looks.items()]))
+    figure.savefig(out / "side_by_side.png", dpi=160)
+    return Section(
+        "The models side by side",
+        ("The same recipe, the same names, whatever the model: where does the answer appear on the way through it?",),
+        figures=(
+            picture(
+                figure,
+                alt=f"Information score at the last position by depth for {', '.join(looks)}, one panel per attribute",
+                caption="Share of clips whose true label is on top among the labels, by depth, with bootstrap "
+                "intervals over clips; dashed: the critical layer, dotted: chance. Each toy is shown its own clips.",
+            ),
+        ),
+    )
+
+
+def _depths(model: str, look: Look) -> pd.DataFrame:
+    """The scores at the last position, with layers as shares of the model's depth."""
+    tables = []
+    for track, result in look.results.items():
+        score = result.information()
+        at_last = score[score["span"] == "last"]
+        layers, critical = at_last["layer"].max(), result.critical_layer().layer
+        depth = {"depth": at_last["layer"] / layers, "critical": np.nan if critical is None else critical / layers}
+        tables.append(at_last.assign(track=track, model=model, **depth))
+    return pd.concat(tables)
+
+
+def _sections(model: str, look: Look) -> list[Section]:
+    asked = Section(f"{model}: what it is asked", (ASKED,), listing=look.shown)
+    lenses = [
+        lens_section(result, f"{model}: {track}", right_and_wrong(result, look.samples[track]))
+        for track, result in look.results.items()
+    ]
+    return [asked, *lenses]

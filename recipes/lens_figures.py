@@ -40,6 +40,31 @@ def scores_by_layer(information: pd.DataFrame, curves: pd.DataFrame, critical: f
     return figure
 
 
+def models_side_by_side(scores: pd.DataFrame) -> Figure:
+    """Information score at the last position, one panel per track, one line per model.
+
+    Args:
+        scores: columns ``track, model, layer, depth, score, low, high, chance, critical``: depth is the layer as a
+            share of its model's layers, so that models of different depth can be laid over each other; critical is the
+            critical layer as such a share, NaN where it is undefined.
+    """
+    tracks = scores.groupby("track", sort=False)
+    figure, grid = plt.subplots(1, len(tracks), figsize=(3.2 * len(tracks), 3.6), layout="constrained", squeeze=False)
+    for axes, (track, of_track) in zip(grid[0], tracks, strict=True):
+        for index, (model, part) in enumerate(of_track.groupby("model", sort=False)):
+            colour = SPAN_COLOURS[index % len(SPAN_COLOURS)]
+            _line_with_band(axes, part, "score", colour, str(model), along="depth")
+            axes.axvline(part["critical"].iloc[0], color=colour, linestyle="--", linewidth=1)
+        axes.axhline(of_track["chance"].iloc[0], color=QUIET, linestyle=":", linewidth=1)
+        axes.set_title(str(track), fontsize=10, loc="left")
+        axes.set(xlabel="depth (share of layers)", ylim=(-0.02, 1.08))
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0, 0].set_ylabel("information score, last position")
+    handles, names = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower center", ncols=len(names))
+    return figure
+
+
 def sample_heatmap(values: Float[np.ndarray, "layers positions"], rows: pd.DataFrame, label: str, title: str) -> Figure:
     """Layers by positions of one sample.
 
@@ -95,9 +120,11 @@ def _draw_curves(axes: Axes, table: pd.DataFrame) -> None:
             _line_with_band(axes, part, "probability", colour, f"{words} (n = {count})")
 
 
-def _line_with_band(axes: Axes, table: pd.DataFrame, column: str, colour: str, label: str) -> None:
-    axes.plot(table["layer"], table[column], color=colour, marker="o", markersize=3, label=label)
-    axes.fill_between(table["layer"], table["low"], table["high"], color=colour, alpha=0.15, linewidth=0)
+def _line_with_band(
+    axes: Axes, table: pd.DataFrame, column: str, colour: str, label: str, along: str = "layer"
+) -> None:
+    axes.plot(table[along], table[column], color=colour, marker="o", markersize=3, label=label)
+    axes.fill_between(table[along], table["low"], table["high"], color=colour, alpha=0.15, linewidth=0)
 
 
 def _heat(axes: Axes, values: np.ndarray) -> AxesImage:
