@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -47,6 +47,32 @@ class Part(Protocol):
 
 
 P = TypeVar("P", bound=Part)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one batch of a recipe will take, told before it runs. Works on a model whose weights are not there (meta).
+
+    Attributes:
+        layers: states that are read: the embeddings and every block's output.
+        positions: length of the sequence, with padding.
+        read: positions that are read, over all rows.
+        weights: bytes of the model's weights.
+        working: bytes that the recipe holds at once beyond the model's own forward pass.
+        result: bytes of what it gives back.
+    """
+
+    layers: int
+    positions: int
+    read: int
+    weights: int
+    working: int
+    result: int
+
+
+def weight_bytes(lalm: LALM) -> int:
+    """Bytes of a model's weights; weights that several modules share count once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in lalm.module.parameters())
 
 
 def header_of(lalm: LALM, recipe: str, form: str, labels: Sequence[str], options: dict[str, Any]) -> Header:

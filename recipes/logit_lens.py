@@ -33,7 +33,7 @@ from audio_lens_plugin.labels import Labels, form_after
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.prompts import PromptBatch, Sample
 from audio_lens_plugin.recipes import lens_figures
-from audio_lens_plugin.recipes.engine import header_of, sweep
+from audio_lens_plugin.recipes.engine import Plan, header_of, sweep, weight_bytes
 from audio_lens_plugin.results import Header, bootstrap_mean, load_tables, same_header, save_tables
 from audio_lens_plugin.spans import Role, Selection
 
@@ -391,6 +391,35 @@ def logit_lens(
         folder=None if folder is None else Path(folder),
         progress=progress,
     )
+
+
+def plan(lalm: LALM, batch: PromptBatch, labels: int, positions: Sequence[str] = ("last",), top_k: int = 0) -> Plan:
+    """What the lens will take for a batch (see `Plan`); nothing runs.
+
+    Beyond the forward pass it holds one chunk of states and their logits, once in the model's dtype and once in fp32.
+
+    Args:
+        labels: number of labels.
+    """
+    pairs = {pair for name in {*positions, "last"} for pair in _pairs(batch.at(name))}
+    words, width = lalm.unembed._module.weight.shape
+    rows = max(ops.CHUNK_ROWS // len(pairs), 1) * len(pairs)
+    chunk = min(rows, ops.CHUNK_ROWS)
+    size = lalm.unembed._module.weight.element_size()
+    read = sum(len(batch.at(name)) for name in dict.fromkeys([*positions, "last"]))
+    numbers = (labels + 1 + top_k) * 4 + top_k * 8  # label logits, partition and best logits in fp32; best ids in int64
+    return Plan(
+        layers=lalm.n_layers + 1,
+        positions=batch.shape[1],
+        read=read,
+        weights=weight_bytes(lalm),
+        working=rows * width * size + chunk * words * (size + 4),
+        result=(lalm.n_layers + 1) * read * numbers,
+    )
+
+
+def _pairs(chosen: Selection) -> list[tuple[int, int]]:
+    return list(zip(chosen.rows.tolist(), chosen.cols.tolist(), strict=True))
 
 
 def _read(

@@ -313,3 +313,22 @@ def test_pictures_are_drawn_with_and_without_truths(toy: LALM, batch, samples) -
     assert repr(with_truth).startswith("logit lens of toy/qwen2-audio: 5 samples, 8 layers, positions audio, attribute")
     assert "tensor" not in repr(with_truth)
     assert "noise" not in logit_lens(toy, batch, ANIMALS)._repr_html_()
+
+
+def test_a_plan_says_what_a_run_takes(toy: LALM, batch) -> None:
+    plan = room.plan(toy, batch, labels=3, positions=["attribute", "audio"], top_k=2)
+    result = logit_lens(toy, batch, ANIMALS, ["attribute", "audio"], top_k=2)
+    tensors = (result.label_logits, result.log_partition, result.top_ids, result.top_log_probs)
+    assert plan.result == sum(tensor.nbytes for tensor in tensors)
+    assert (plan.layers, plan.read) == tuple(result.label_logits.shape[:2])
+    assert plan.positions == batch.shape[1]
+    assert plan.weights == sum(tensor.nbytes for tensor in toy.module.parameters())
+
+
+def test_a_plan_holds_one_chunk_of_logits(toy: LALM, batch) -> None:
+    words, width = toy.unembed._module.weight.shape
+    narrow, wide = room.plan(toy, batch, 3), room.plan(toy, batch, 3, ["audio"])
+    assert narrow.working == 126 * width * 4 + 126 * words * 8  # 42 layers of three rows fill a chunk of 128
+    assert wide.working == len(batch.at("audio")) * width * 4 + len(batch.at("audio")) * words * 8 + 3 * (
+        width * 4 + words * 8
+    )
