@@ -223,7 +223,7 @@ def encode_row(tokenizer: Any, segments: Sequence[Segment], counts: Sequence[int
 def _check_words(family: Family, processor: Any, row: int, prompt: Prompt) -> None:
     if not (prompt.clips or prompt.words or prompt.answer):
         raise PromptError(f"prompt {row} is empty: give it a clip, a question or an answer.")
-    special = set(processor.tokenizer.all_special_tokens) | {family.audio_token}
+    special = {*processor.tokenizer.all_special_tokens, *processor.tokenizer.get_added_vocab(), family.audio_token}
     for field in ("system", "words", "answer"):
         found = [token for token in special if token in (getattr(prompt, field) or "")]
         if found:
