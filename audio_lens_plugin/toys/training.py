@@ -18,6 +18,7 @@ import typer
 
 from audio_lens_plugin.loading import SHELF, load
 from audio_lens_plugin.toys.card import FORMS, write_card
+from audio_lens_plugin.toys.desta2 import Desta2Toy
 from audio_lens_plugin.toys.family import Toy
 from audio_lens_plugin.toys.qwen2_audio import Qwen2AudioToy
 from audio_lens_plugin.toys.qwen_audio import QwenAudioToy
@@ -28,7 +29,7 @@ from audio_lens_plugin.toys.stages import Pool, embedding_pool, feature_pool, le
 SHORT_SECONDS, LONG_SECONDS = (0.5, 3.0), (3.0, 6.0)
 REST_CLIPS = 800
 LONG_CLIPS = 0.125  # long clips per short clip
-TOYS: dict[str, type[Toy]] = {"qwen2-audio": Qwen2AudioToy, "qwen-audio": QwenAudioToy}
+TOYS: dict[str, type[Toy]] = {"qwen2-audio": Qwen2AudioToy, "qwen-audio": QwenAudioToy, "desta2": Desta2Toy}
 
 Made = TypeVar("Made")
 

@@ -1,0 +1,193 @@
+"""DeSTA2 and DeSTA2.5-Audio on today's transformers: its own Whisper and Llama, our own connector between them.
+
+    model.whisper                 transformers' Whisper, complete: its decoder writes the transcription
+    model.multi_modal_projector   the Q-Former connector
+    model.language_model          transformers' Llama
+    lm_head
+
+A clip reaches the language model on two ways: as vectors, written over their placeholders, and as the words that
+Whisper hears in it, which are ordinary text of the prompt. Whisper and connector stay in float32 whatever the language
+model's dtype, as published.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    Cache,
+    GenerationConfig,
+    GenerationMixin,
+    LlamaModel,
+    PreTrainedModel,
+    WhisperForConditionalGeneration,
+)
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from audio_lens_plugin.patches.desta.configuration import DestaConfig
+from audio_lens_plugin.patches.desta.connector import DestaConnector
+
+
+class LayeredWhisperEncoder(WhisperEncoder):
+    """Whisper's encoder that also gives the raw output of every layer."""
+
+    def forward(
+        self, input_features: Float[torch.Tensor, "clips mel frames"], attention_mask: Any = None, **kwargs: Any
+    ) -> BaseModelOutput:
+        """The normed last state, and as ``hidden_states`` what enters the first layer and what leaves each.
+
+        Raises:
+            ValueError: features that do not fill the window.
+        """
+        window = 2 * self.config.max_source_positions
+        if input_features.shape[-1] != window:
+            raise ValueError(f"Whisper takes a full window of {window} mel frames, not {input_features.shape[-1]}.")
+        states = nn.functional.gelu(self.conv1(input_features.to(self.conv1.weight.dtype)))
+        states = nn.functional.gelu(self.conv2(states)).transpose(1, 2) + self.embed_positions.weight
+        layered = [states]
+        for layer in self.layers:
+            layered.append(layer(layered[-1], None))
+        return BaseModelOutput(last_hidden_state=self.layer_norm(layered[-1]), hidden_states=tuple(layered))
+
+
+class DestaPreTrainedModel(PreTrainedModel):
+    """What transformers has to know of the family."""
+
+    config_class = DestaConfig
+    base_model_prefix = "model"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["LlamaDecoderLayer", "WhisperEncoderLayer", "WhisperDecoderLayer"]
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["whisper", "multi_modal_projector"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+
+class DestaModel(DestaPreTrainedModel):
+    """Whisper, connector and Llama; clips are written over their placeholders before the first block."""
+
+    def __init__(self, config: DestaConfig) -> None:
+        super().__init__(config)
+        self.whisper = WhisperForConditionalGeneration(config.audio_config)
+        self.whisper.model.encoder = LayeredWhisperEncoder(config.audio_config)
+        if config.transcription is not None:
+            self.whisper.generation_config = GenerationConfig(**config.transcription)
+        self.multi_modal_projector = DestaConnector(config)
+        self.language_model = LlamaModel(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding."""
+        return self.language_model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding."""
+        self.language_model.embed_tokens = value
+
+    def forward(
+        self,
+        input_ids: Int[torch.Tensor, "batch pos"] | None = None,
+        input_features: Float[torch.Tensor, "clips mel frames"] | None = None,
+        inputs_embeds: Float[torch.Tensor, "batch pos d_model"] | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Either ids, with the clips that their placeholders stand for, or embeddings into which the clips are merged.
+
+        Raises:
+            ValueError: both or neither; another number of placeholders than of vectors.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds.")
+        if inputs_embeds is None:
+            is_audio = input_ids == self.config.audio_token_id
+            # The placeholder need not be in the table: it is overwritten.
+            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_audio, 0))
+            if input_features is not None:
+                inputs_embeds = self._merged(inputs_embeds, is_audio, self.hear(input_features))
+        return self.language_model(inputs_embeds=inputs_embeds, **kwargs)
+
+    def hear(
+        self, input_features: Float[torch.Tensor, "clips mel frames"]
+    ) -> Float[torch.Tensor, "clips queries d_model"]:
+        """The vectors of every clip."""
+        return self.multi_modal_projector(self.whisper.model.encoder(input_features).hidden_states)
+
+    def _merged(self, embeds: torch.Tensor, is_audio: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
+        vectors = heard.flatten(0, 1).to(embeds.device, embeds.dtype)
+        if int(is_audio.sum()) != len(vectors):
+            raise ValueError(f"{int(is_audio.sum())} audio placeholders do not fit {len(vectors)} vectors.")
+        return embeds.masked_scatter(is_audio[..., None], vectors)
+
+
+class DestaForConditionalGeneration(DestaPreTrainedModel, GenerationMixin):
+    """DeSTA with its head."""
+
+    def __init__(self, config: DestaConfig) -> None:
+        super().__init__(config)
+        self.model = DestaModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding."""
+        self.model.set_input_embeddings(value)
+
+    def forward(
+        self,
+        input_ids: Int[torch.Tensor, "batch pos"] | None = None,
+        input_features: Float[torch.Tensor, "clips mel frames"] | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Float[torch.Tensor, "batch pos d_model"] | None = None,
+        labels: Int[torch.Tensor, "batch pos"] | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """As every causal model of transformers.
+
+        Args:
+            input_features: log-mel features of all clips, row by row, each a full window.
+            logits_to_keep: logits of this many last positions only; 0 for all.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            input_features=input_features,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+
+    def prepare_inputs_for_generation(
+        self, *args: Any, is_first_iteration: bool = False, use_cache: bool = True, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The clips go with the step that sees their placeholders: the first, or every one where nothing is cached."""
+        features = kwargs.pop("input_features", None)
+        inputs = super().prepare_inputs_for_generation(
+            *args, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
+        )
+        return {**inputs, "input_features": features} if is_first_iteration or not use_cache else inputs
+
+
+AutoModel.register(DestaConfig, DestaModel, exist_ok=True)
+AutoModelForCausalLM.register(DestaConfig, DestaForConditionalGeneration, exist_ok=True)
