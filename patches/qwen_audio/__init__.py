@@ -45,7 +45,7 @@ SHORTEST = 3 * HOP / 16_000  # seconds: fewer than three frames leave no audio p
 
 
 class QwenAudioAttentionBridge(PositionEmbeddingsAttentionBridge):
-    """TransformerLens's attention, with keys that are cached before their rotation and queries that are scaled."""
+    """TransformerLens's attention, with a rotation in fp32 and queries that are scaled by their position."""
 
     def forward(
         self,
@@ -61,9 +61,9 @@ class QwenAudioAttentionBridge(PositionEmbeddingsAttentionBridge):
         hidden_states = self.hook_in(hidden_states)
         heads = (*hidden_states.shape[:-1], -1, self.original_component.head_dim)
         query, key, value = (part(hidden_states).view(heads).transpose(1, 2) for part in (self.q, self.k, self.v))
-        key, value = self._update_kv_cache(key, value, **kwargs)
         query, key = rotated(query, key, self._apply_position_embedding_hooks(position_embeddings), query_scale)
         query, key = self.hook_rot_q(query), self.hook_rot_k(key)
+        key, value = self._update_kv_cache(key, value, **kwargs)
         scores = self._apply_reconstruct_attention_mask(
             attn_scores=query @ key.transpose(-2, -1) * self.original_component.scaling,
             attention_mask=attention_mask,

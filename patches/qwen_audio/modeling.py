@@ -9,10 +9,10 @@
 The two additions. *Dynamic NTK*: rotary frequencies are stretched by a factor that depends on the length of the row so
 far. *logn*: a query at position p is scaled by log(p + 1) / log(seq_length).
 
-Since the stretch changes while a text grows, a key that was rotated early would no longer fit the queries. So the cache
-holds keys before their rotation, and every step rotates all of them as one full pass would. The original froze the
-stretch at the prompt instead; that, counting padding as positions, and letting a clip's end hear what follows it in its
-batch are its three faults. `config.original_quirks` reproduces them.
+The stretch changes while a text grows, and with it every state of every earlier position. So a cache is worth nothing
+once the stretch has changed: generation then runs the whole text again, and a cache given by hand is refused. The
+original kept the prompt's stretch instead; that, counting padding as positions, and letting a clip's end hear what
+follows it in its batch are its three faults. `config.original_quirks` reproduces them.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class QwenAudioRotaryEmbedding(nn.Module):
 
 
 class QwenAudioAttention(Qwen2Attention):
-    """Qwen2's attention, but keys are cached before their rotation, and queries are scaled by their position."""
+    """Qwen2's attention, with a rotation in fp32 and queries that are scaled by their position."""
 
     def forward(
         self,
@@ -125,17 +125,17 @@ class QwenAudioAttention(Qwen2Attention):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Args:
-        position_embeddings: cosines and sines of all keys' positions, the queries' being the last of them.
-        query_scale: the logn factor of each query.
+        position_embeddings: cosines and sines of the positions.
+        query_scale: the logn factor of each of them.
         """
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key, value = (
             projection(hidden_states).view(heads).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        query, key = rotated(query, key, position_embeddings, query_scale)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        query, key = rotated(query, key, position_embeddings, query_scale)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         mixed, weights = attend(
             self,
@@ -151,18 +151,17 @@ class QwenAudioAttention(Qwen2Attention):
 
 
 def rotated(
-    query: Float[torch.Tensor, "batch heads queries d_head"],
-    key: Float[torch.Tensor, "batch heads keys d_head"],
+    query: Float[torch.Tensor, "batch heads pos d_head"],
+    key: Float[torch.Tensor, "batch heads pos d_head"],
     position_embeddings: tuple[torch.Tensor, torch.Tensor],
-    query_scale: Float[torch.Tensor, "batch queries"] | None,
+    query_scale: Float[torch.Tensor, "batch pos"] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries and keys after rotation, in fp32 and back; queries also scaled."""
     cos, sin = (part[:, None] for part in position_embeddings)
-    queries = query.shape[-2]
-    turned_query = _turn(query, cos[..., -queries:, :], sin[..., -queries:, :])
+    query, key = _turn(query, cos, sin), _turn(key, cos, sin)
     if query_scale is not None:
-        turned_query = turned_query * query_scale[:, None, :, None].to(turned_query.dtype)
-    return turned_query, _turn(key, cos, sin)
+        query = query * query_scale[:, None, :, None].to(query.dtype)
+    return query, key
 
 
 def _turn(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -200,9 +199,14 @@ class QwenAudioTextModel(Qwen2Model):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Args:
-        attention_mask: 1 for tokens, 0 for padding, of the cached positions and the new ones, ``[batch, keys]``.
-        position_ids: accepted and not used: positions follow from the mask, as the original has it.
+        """As every model of transformers.
+
+        Args:
+            attention_mask: 1 for tokens, 0 for padding, of the cached positions and the new ones, ``[batch, keys]``.
+            position_ids: accepted and not used: positions follow from the mask, as the original has it.
+
+        Raises:
+            ValueError: a mask of another shape; a cache whose keys were rotated for a shorter text.
         """
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
@@ -211,7 +215,9 @@ class QwenAudioTextModel(Qwen2Model):
             past_key_values = DynamicCache(config=self.config)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         mask = self._mask_of_keys(attention_mask, inputs_embeds, past)
-        positions, stretch = self._positions(mask, past)
+        positions, stretch = (
+            self._original_positions(mask, past) if self.config.original_quirks else self._positions(mask, past)
+        )
         causal = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
@@ -221,7 +227,7 @@ class QwenAudioTextModel(Qwen2Model):
         )
         states = inputs_embeds
         position_embeddings = self.rotary_emb(positions, stretch)
-        query_scale = self._query_scale(positions[:, past:])
+        query_scale = self._query_scale(positions)
         for layer in self.layers:
             states = layer(
                 states,
@@ -247,10 +253,18 @@ class QwenAudioTextModel(Qwen2Model):
         return mask
 
     def _positions(self, mask: torch.Tensor, past: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Position of every key, ``[batch, keys]``, and the NTK factor of every row."""
-        if self.config.original_quirks:
-            return self._original_positions(mask, past)
-        return (mask.cumsum(-1) - 1).clamp(min=0), self.rotary_emb.stretch(mask.sum(-1))
+        """Position of every new token in its row, ``[batch, pos]``, and the NTK factor of every row."""
+        if self.outgrows_cache(mask, past):
+            raise ValueError(
+                f"with {int(mask.sum(-1).max())} tokens the rotary embeddings are stretched further than those in the "
+                "cache, so the cache is of no use: run the whole sequence."
+            )
+        return (mask.cumsum(-1) - 1).clamp(min=0)[:, past:], self.rotary_emb.stretch(mask.sum(-1))
+
+    def outgrows_cache(self, mask: Int[torch.Tensor, "batch keys"], past: int) -> bool:
+        """Whether a row has another NTK factor than when the first ``past`` columns were all there was."""
+        before, now = (self.rotary_emb.stretch(part.sum(-1)) for part in (mask[:, :past], mask))
+        return past > 0 and not self.config.original_quirks and not torch.equal(before, now)
 
     def _original_positions(self, mask: torch.Tensor, past: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Columns count, padding or not; the factor is the prompt's, by tokens where columns exceed `seq_length`."""
@@ -258,7 +272,8 @@ class QwenAudioTextModel(Qwen2Model):
             columns = torch.full_like(mask[:, 0], mask.shape[1])
             lengths = mask.sum(-1) if mask.shape[1] > self.config.seq_length else columns
             self.prompt_stretch = self.rotary_emb.stretch(lengths)
-        return torch.arange(mask.shape[1], device=mask.device).expand_as(mask), self.prompt_stretch
+        columns = torch.arange(past, mask.shape[1], device=mask.device)
+        return columns.expand(len(mask), -1), self.prompt_stretch
 
     def _query_scale(self, positions: torch.Tensor) -> torch.Tensor | None:
         if not self.config.use_logn_attn or self.training:
@@ -405,14 +420,39 @@ class QwenAudioForConditionalGeneration(QwenAudioPreTrainedModel, GenerationMixi
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
 
     def prepare_inputs_for_generation(
-        self, *args: Any, is_first_iteration: bool = False, use_cache: bool = True, **kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool = False,
+        use_cache: bool = True,
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        """The clips go with the step that sees their placeholders: the first, or every one where nothing is cached."""
+        """What the next step takes; the whole text again where the cache is outgrown.
+
+        The clips go with the steps that see their placeholders.
+        """
         audio = {name: kwargs.pop(name, None) for name in ("input_features", "feature_attention_mask")}
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        whole = input_ids.shape == mask.shape  # not so where generation began with embeddings
+        anew = whole and self.model.language_model.outgrows_cache(mask, past)
+        if anew:
+            past_key_values.crop(-past)
+            next_sequence_length = None
         inputs = super().prepare_inputs_for_generation(
-            *args, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            use_cache=use_cache,
+            **kwargs,
         )
-        return {**inputs, **audio} if is_first_iteration or not use_cache else inputs
+        return {**inputs, **audio} if is_first_iteration or anew or not use_cache else inputs
 
 
 AutoModel.register(QwenAudioConfig, QwenAudioModel, exist_ok=True)

@@ -1,8 +1,8 @@
 """Qwen-Audio's tokenizer from its published ranks: byte-level BPE as in Qwen2, with the audio model's special tokens.
 
 A published checkpoint has one file, ``qwen.tiktoken``: a token and its rank per line, and the rank is the id. A
-byte-level BPE asks for merges instead. The merge that makes a token is the last one of the token's own encoding with all
-earlier ranks, so each is found by encoding the token with what came before it.
+byte-level BPE asks for merges instead. The merge that makes a token is the last one of the token's own encoding with
+all earlier ranks, so each is found by encoding the token with what came before it.
 
 The special tokens follow the ranks in a fixed order (151,643 and on). Their names and ids are those of the tokenizer
 that was published with the model.
