@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, no_type_check
 
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, WhisperConfig
 
@@ -15,6 +15,7 @@ TARGETS: dict[str, dict[int, tuple[int, ...]]] = {
 }
 
 
+@no_type_check  # transformers checks the fields, and passes more than these to __init__
 class DestaConfig(PreTrainedConfig):
     """The whole model.
 

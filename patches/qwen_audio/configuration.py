@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, no_type_check
 
 from transformers import AutoConfig, PreTrainedConfig, Qwen2AudioEncoderConfig, Qwen2Config
 
 AUDIO_TOKEN_ID, AUDIO_START_ID = 151851, 155163
 
 
+@no_type_check  # transformers checks the fields, and passes more than these to __init__
 class QwenAudioTextConfig(Qwen2Config):
     """The language model: Qwen2's fields, and what is Qwen's own.
 
@@ -28,6 +29,7 @@ class QwenAudioTextConfig(Qwen2Config):
     original_quirks: bool = False
 
 
+@no_type_check  # transformers checks the fields, and passes more than these to __init__
 class QwenAudioConfig(PreTrainedConfig):
     """The whole model: an audio tower, a projector, a language model.
 

@@ -93,10 +93,11 @@ def tokenizer_from_ranks(path: Path) -> Qwen2Tokenizer:
     def written(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
 
-    vocabulary = {written(token): rank for token, rank in ranks.items()}
+    special = {token: RANKS + place for place, token in enumerate(special_tokens())}
+    vocabulary = {written(token): rank for token, rank in ranks.items()} | special
     merges = [(written(left), written(right)) for left, right in merges_of(ranks)]
     tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=merges, padding_side="left")
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in special_tokens()])
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return tokenizer
 
 
