@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, no_type_check
 
 from tokenizers import AddedToken
 from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin, WhisperFeatureExtractor
@@ -27,6 +27,7 @@ class DestaProcessor(ProcessorMixin):
         audio_token_id: its id.
     """
 
+    @no_type_check  # transformers reads this signature to know what to save
     def __init__(
         self,
         feature_extractor: Any = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from transformers import AutoProcessor, ProcessorMixin, WhisperFeatureExtractor
@@ -27,6 +27,7 @@ class QwenAudioProcessor(ProcessorMixin):
         audio_token_id: its id.
     """
 
+    @no_type_check  # transformers reads this signature to know what to save
     def __init__(self, feature_extractor: Any = None, tokenizer: Any = None, chat: bool = True) -> None:
         self.chat = chat
         self.audio_token = PLACEHOLDER
