@@ -60,7 +60,7 @@ def encode(clip: LabelledSound, long: bool) -> Candidate:
 
 def candidates(seed: int) -> list[Candidate]:
     """Held-out clips to choose from, half of them drowned in noise."""
-    short = [encode(clip, long=False) for clip in make_clips(300, seed, noise=MIXED)]
+    short = [encode(clip, long=False) for clip in make_clips(900, seed, noise=MIXED)]
     return short + [encode(clip, long=True) for clip in make_clips(60, seed + 1, seconds=(4.0, 6.0), noise=MIXED)]
 
 
