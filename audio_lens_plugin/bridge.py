@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from transformer_lens.factories.architecture_adapter_factory import (
     SUPPORTED_ARCHITECTURES,
     ArchitectureAdapterFactory,
@@ -76,11 +77,20 @@ class AudioBridge(TransformerBridge):
 
     def _verified(self, ids: torch.Tensor, kwargs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
         """Token ids with their audio: the caller's, or that of the batch which is being generated from."""
-        if self._heard is not None and kwargs.get("past_key_values") is None:
-            kwargs = {**self._heard, **kwargs}
+        mask = kwargs.get("attention_mask")
+        if kwargs.get("past_key_values") is None:
+            kwargs = {**(self._heard or {}), **kwargs}
+        elif mask is not None and "position_ids" not in kwargs:
+            # Of new tokens only: some models would take a position for every column of the mask.
+            kwargs = {**kwargs, "position_ids": positions_in_mask(mask)[:, -ids.shape[1] :]}
         tensors = {name: value for name, value in kwargs.items() if isinstance(value, torch.Tensor)}
         placed = self.prepare({"input_ids": ids, **tensors})
         return placed.pop("input_ids"), {**kwargs, **placed}
+
+
+def positions_in_mask(mask: Int[torch.Tensor, "batch keys"]) -> Int[torch.Tensor, "batch keys"]:
+    """The position of every token in its row, padding not counted (and itself at 0)."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def shared_names(family: Family, hf_config: Any) -> dict[str, str]:

@@ -287,11 +287,11 @@ def sites_agree_with_transformer_lens(probe: Probe) -> Finding:
     )
 
 
-def _read(probe: Probe, batch: PromptBatch, site: Callable[[], torch.Tensor]) -> torch.Tensor:
+def _read(probe: Probe, batch: PromptBatch, site: Callable[[], Any]) -> torch.Tensor:
     with torch.no_grad(), probe.lalm.trace(batch) as tracer:
         value = site().save()
         tracer.stop()
-    return value
+    return value[0] if isinstance(value, tuple) else value
 
 
 def _heard(name: str, probe: Probe, clip: Clip, other: Clip) -> Finding:

@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from audio_lens_plugin import ops
 from audio_lens_plugin.audio import Clip, as_clip
-from audio_lens_plugin.bridge import AudioBridge, bridge_of, shared_names
+from audio_lens_plugin.bridge import AudioBridge, bridge_of, positions_in_mask, shared_names
 from audio_lens_plugin.checks import CheckResult, check
 from audio_lens_plugin.labels import Form, Labels, form_after, label_tokens
 from audio_lens_plugin.patch import Family, build_batch
@@ -370,7 +370,13 @@ class LALM:
         mask = inputs["attention_mask"]
         fed = torch.tensor(tokens[:-1], device=mask.device).expand(len(mask), -1)
         longer = torch.cat([mask, torch.ones_like(fed)], dim=1)
-        logits = self.module(input_ids=fed, attention_mask=longer, past_key_values=cache, use_cache=True).logits
+        logits = self.module(
+            input_ids=fed,
+            attention_mask=longer,
+            position_ids=positions_in_mask(longer)[:, -fed.shape[1] :],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
         cache.crop(-fed.shape[1])
         follows = torch.tensor(tokens[1:], device=logits.device).expand(len(mask), -1)
         return logits.float().log_softmax(-1).gather(-1, follows[..., None]).sum((1, 2))

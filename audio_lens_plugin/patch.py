@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float, Int
 from transformers import AutoProcessor, PreTrainedModel
 
 from audio_lens_plugin.audio import Clip
@@ -146,6 +147,58 @@ class Family(ABC):
     @abstractmethod
     def entrance(self, name: str) -> str:
         """The module (TransformerLens name) that takes the input ``name``: it decides the input's device."""
+
+
+def mel_features(
+    extractor: Any, clips: Sequence[Clip], shortest: float, truncate: bool
+) -> tuple[Float[torch.Tensor, "clips mel frames"], Int[torch.Tensor, "clips frames"]]:
+    """Log-mel features of clips, each padded to the extractor's window, and a mask of the frames that are the clip's.
+
+    Args:
+        extractor: a Whisper feature extractor.
+        shortest: seconds that a clip must have at least.
+
+    Raises:
+        AudioError: a clip outside the window.
+    """
+    rate = extractor.sampling_rate
+    ready = [clip.at_rate(rate).within(shortest, extractor.chunk_length, truncate).waveform for clip in clips]
+    # Said in the call, the mask counts frames; left to the extractor's default, it counts samples.
+    features = extractor(
+        ready, sampling_rate=rate, padding="max_length", return_attention_mask=True, return_tensors="pt"
+    )
+    return features["input_features"], features["attention_mask"].contiguous().clone()
+
+
+def check_placeholders(
+    inputs: Mapping[str, Any], audio_token_id: int, positions: Callable[[], int], *companions: str
+) -> None:
+    """Refuse text and audio that do not fit each other: the audio would be dropped, cut, or spread wrongly.
+
+    Args:
+        inputs: what the model is about to be given.
+        positions: how many positions the given audio takes; asked only where there is audio.
+        companions: further tensors that must come with ``input_features``.
+
+    Raises:
+        PromptError: says what does not fit.
+    """
+    ids = inputs.get("input_ids")
+    if ids is None:
+        return
+    in_text = int((ids == audio_token_id).sum())
+    if inputs.get("input_features") is None:
+        if in_text:
+            raise PromptError(f"the text has {in_text} audio tokens but no input_features: the audio would be lost.")
+        return
+    for name in companions:
+        if inputs.get(name) is None:
+            raise PromptError(f"input_features need their {name}: clip lengths are unknown without it.")
+    if in_text != positions():
+        raise PromptError(
+            f"the text has {in_text} audio tokens for {positions()} audio positions. Placeholders must be expanded and "
+            "uncut before the model runs: build prompts with lalm.prompt(...), and do not limit their length."
+        )
 
 
 def build_batch(family: Family, processor: Any, prompts: Sequence[Prompt], truncate: bool = False) -> PromptBatch:

@@ -22,7 +22,16 @@ from transformer_lens.model_bridge.supported_architectures.qwen2_audio import Qw
 from transformers import PreTrainedModel, Qwen2AudioForConditionalGeneration
 
 from audio_lens_plugin.audio import Clip
-from audio_lens_plugin.patch import QUESTION_MARK, SYSTEM_MARK, Family, Heard, Segment, fill_template
+from audio_lens_plugin.patch import (
+    QUESTION_MARK,
+    SYSTEM_MARK,
+    Family,
+    Heard,
+    Segment,
+    check_placeholders,
+    fill_template,
+    mel_features,
+)
 from audio_lens_plugin.prompts import Prompt, PromptError
 from audio_lens_plugin.spans import Role
 from audio_lens_plugin.towers import WhisperTower
@@ -64,44 +73,20 @@ class Qwen2Audio(Family):
     def hear(self, processor: Any, clips: Sequence[Clip], truncate: bool) -> Heard:
         if not clips:
             return Heard({}, ())
-        extractor = processor.feature_extractor
         shortest = MIN_POSITIONS / self.positions_per_second
-        ready = [
-            clip.at_rate(extractor.sampling_rate).within(shortest, extractor.chunk_length, truncate) for clip in clips
-        ]
-        features = extractor(
-            [clip.waveform for clip in ready],
-            sampling_rate=extractor.sampling_rate,
-            padding="max_length",
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
-        tensors = {
-            "input_features": features["input_features"],
-            "feature_attention_mask": features["attention_mask"].contiguous().clone(),
-        }
-        return Heard(tensors, tuple(positions_of(tensors["feature_attention_mask"]).tolist()))
+        features, mask = mel_features(processor.feature_extractor, clips, shortest, truncate)
+        return Heard({"input_features": features, "feature_attention_mask": mask}, tuple(positions_of(mask).tolist()))
 
     def verify(self, module: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
-        ids = inputs.get("input_ids")
-        if ids is None:
-            return
-        is_audio = ids == module.config.audio_token_id
-        in_text = int(is_audio.sum())
-        if inputs.get("input_features") is None:
-            if in_text:
+        token, mask = module.config.audio_token_id, inputs.get("feature_attention_mask")
+        check_placeholders(inputs, token, lambda: int(positions_of(mask).sum()), "feature_attention_mask")
+        if inputs.get("input_ids") is not None and mask is not None:
+            is_audio = inputs["input_ids"] == token
+            if not bool((is_audio[:, 1:] & is_audio[:, :-1]).any()):
                 raise PromptError(
-                    f"the text has {in_text} audio tokens but no input_features: the audio would be lost."
+                    f"the text has {int(is_audio.sum())} audio tokens for as many audio positions, but no two of them "
+                    "are neighbours: the model would take them for unexpanded ones. Give it longer clips."
                 )
-            return
-        if inputs.get("feature_attention_mask") is None:
-            raise PromptError("input_features need their feature_attention_mask: clip lengths are unknown without it.")
-        in_audio = int(positions_of(inputs["feature_attention_mask"]).sum())
-        if in_text != in_audio or not bool((is_audio[:, 1:] & is_audio[:, :-1]).any()):
-            raise PromptError(
-                f"the text has {in_text} audio tokens for {in_audio} audio positions. Placeholders must be expanded "
-                "and uncut before the model runs: build prompts with lalm.prompt(...), and do not limit their length."
-            )
 
     def entrance(self, name: str) -> str:
         return "audio_encoder" if name in ("input_features", "feature_attention_mask") else "embed"

@@ -21,4 +21,6 @@ def open_model(name: str, dtype: torch.dtype | None = None) -> LALM:
         return load(name, dtype=dtype)
     torch.manual_seed(0)
     module, processor = importlib.import_module(name.replace("/", ".")).build()
-    return load(module.to(dtype or torch.float32), processor)
+    lalm = load(module.to(dtype or torch.float32), processor)
+    lalm.name = name
+    return lalm

@@ -69,8 +69,7 @@ The information score by layer (0 = embeddings), `{form}`, last position, drowne
 The drowned range was chosen, after looking at other held-out clips, so that there are wrong answers to study; it is
 harder than what the toy learned from (-6 dB and more).
 
-Where the assistant's answer is not opened at all, the toy says a whole sentence. With the bare question it then often
-tells the emotion where the gender was asked for; with the options named it does not.
+Where the assistant's answer is not opened at all, the toy says a whole sentence.
 
 ## The clips in `clips/`
 

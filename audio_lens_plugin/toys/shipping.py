@@ -58,24 +58,29 @@ def encode(clip: LabelledSound, long: bool) -> Candidate:
     return Candidate(file.getvalue(), replace(clip, waveform=heard), long)
 
 
-def candidates(seed: int) -> list[Candidate]:
+class TooFewError(RuntimeError):
+    """Too few candidates fit a quota."""
+
+
+def candidates(seed: int, count: int) -> list[Candidate]:
     """Held-out clips to choose from, half of them drowned in noise."""
-    short = [encode(clip, long=False) for clip in make_clips(900, seed, noise=MIXED)]
-    return short + [encode(clip, long=True) for clip in make_clips(60, seed + 1, seconds=(4.0, 6.0), noise=MIXED)]
+    short = [encode(clip, long=False) for clip in make_clips(count, seed, noise=MIXED)]
+    long = make_clips(count // 5, seed + 1, seconds=(4.0, 6.0), noise=MIXED)
+    return short + [encode(clip, long=True) for clip in long]
 
 
 def choose(offered: list[Candidate], all_right: list[bool], seed: int) -> list[Candidate]:
     """Fill the quotas, preferring labels and lengths that were chosen least so far; in random order.
 
     Raises:
-        RuntimeError: if too few candidates fit a quota.
+        TooFewError: if too few candidates fit a quota.
     """
     chosen: list[Candidate] = []
     used: Counter[str] = Counter()
     for quota, count in QUOTAS.items():
         fitting = [one for one, right in zip(offered, all_right, strict=True) if one.fits(quota, right)]
         if len(fitting) < count:
-            raise RuntimeError(f"only {len(fitting)} of {count} clips for the quota {quota}: offer more candidates")
+            raise TooFewError(f"only {len(fitting)} of {count} clips for the quota {quota}")
         for _ in range(count):
             best = min(fitting, key=lambda one: sum(used[trait] for trait in one.traits()))
             fitting.remove(best)
@@ -87,8 +92,7 @@ def choose(offered: list[Candidate], all_right: list[bool], seed: int) -> list[C
 
 def ship_clips(lalm: LALM, folder: Path, form: str, seed: int) -> Answers:
     """Choose clips and write them with their ``metadata.csv``; returns the answers about them."""
-    offered = candidates(seed)
-    chosen = choose(offered, all_right(lalm, [one.clip for one in offered], form), seed)
+    chosen = found(lalm, form, seed)
     (folder / "audio").mkdir(parents=True)
     with (folder / "metadata.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, ["file", *COLUMNS], lineterminator="\n")
@@ -98,6 +102,16 @@ def ship_clips(lalm: LALM, folder: Path, form: str, seed: int) -> Answers:
             (folder / "audio" / name).write_bytes(one.ogg)
             table.writerow({"file": name, **{column: one.clip.labels.get(key) for column, key in COLUMNS.items()}})
     return ask(lalm, [one.clip for one in chosen], form)
+
+
+def found(lalm: LALM, form: str, seed: int, count: int = 300) -> list[Candidate]:
+    """The clips to ship, of this many candidates, or of twice as many where they are too few: a toy may be too good."""
+    offered = candidates(seed, count)
+    try:
+        return choose(offered, all_right(lalm, [one.clip for one in offered], form), seed)
+    except TooFewError as error:
+        print(f"{error}; offering {2 * count} candidates", flush=True)
+        return found(lalm, form, seed, 2 * count)
 
 
 def all_right(lalm: LALM, sounds: list[LabelledSound], form: str) -> list[bool]:

@@ -28,7 +28,17 @@ from transformer_lens.model_bridge.supported_architectures.llama import LlamaArc
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from audio_lens_plugin.audio import Clip
-from audio_lens_plugin.patch import QUESTION_MARK, SYSTEM_MARK, Family, Heard, Loaded, Segment, fill_template
+from audio_lens_plugin.patch import (
+    QUESTION_MARK,
+    SYSTEM_MARK,
+    Family,
+    Heard,
+    Loaded,
+    Segment,
+    check_placeholders,
+    fill_template,
+    mel_features,
+)
 from audio_lens_plugin.patches.desta.checkpoint import is_published, load_published
 from audio_lens_plugin.patches.desta.modeling import DestaForConditionalGeneration
 from audio_lens_plugin.patches.desta.processing import PLACEHOLDER, DestaProcessor, processor_from_published
@@ -168,22 +178,8 @@ class Desta(Family):
         return [text.strip() if newer else text for text in texts]
 
     def verify(self, module: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
-        ids, features = inputs.get("input_ids"), inputs.get("input_features")
-        if ids is None:
-            return
-        in_text = int((ids == module.config.audio_token_id).sum())
-        if features is None:
-            if in_text:
-                raise PromptError(
-                    f"the text has {in_text} audio tokens but no input_features: the audio would be lost."
-                )
-            return
-        in_audio = len(features) * module.config.prompt_size
-        if in_text != in_audio:
-            raise PromptError(
-                f"the text has {in_text} audio tokens for {in_audio} audio positions. Placeholders must be expanded "
-                "and uncut: build prompts with lalm.prompt(...), and do not limit their length."
-            )
+        config, features = module.config, inputs.get("input_features")
+        check_placeholders(inputs, config.audio_token_id, lambda: len(features) * config.prompt_size)
 
     def entrance(self, name: str) -> str:
         return "audio_encoder" if name == "input_features" else "embed"
@@ -191,12 +187,9 @@ class Desta(Family):
 
 def _features(processor: Any, clips: Sequence[Clip], truncate: bool) -> torch.Tensor:
     """Log-mel features of clips, each a full window."""
-    extractor = processor.feature_extractor
     if processor.original_quirks:
         clips = [clip.at_rate(DETOUR) for clip in clips]
-    ready = [clip.at_rate(extractor.sampling_rate).within(SHORTEST, extractor.chunk_length, truncate) for clip in clips]
-    waveforms = [clip.waveform for clip in ready]
-    return extractor(waveforms, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_features"]
+    return mel_features(processor.feature_extractor, clips, SHORTEST, truncate)[0]
 
 
 def _turn_start(role: str) -> list[Segment]:

@@ -26,7 +26,7 @@ from transformer_lens.model_bridge.supported_architectures.qwen2_audio import Qw
 from transformers import PreTrainedModel
 
 from audio_lens_plugin.audio import Clip
-from audio_lens_plugin.patch import Family, Heard, Loaded, Segment
+from audio_lens_plugin.patch import Family, Heard, Loaded, Segment, check_placeholders, mel_features
 from audio_lens_plugin.patches.qwen_audio.checkpoint import read_config
 from audio_lens_plugin.patches.qwen_audio.modeling import (
     QwenAudioForConditionalGeneration,
@@ -151,40 +151,25 @@ class QwenAudio(Family):
     def hear(self, processor: Any, clips: Sequence[Clip], truncate: bool) -> Heard:
         if not clips:
             return Heard({}, ())
-        extractor = processor.feature_extractor
-        ready = [
-            clip.at_rate(extractor.sampling_rate).within(SHORTEST, extractor.chunk_length, truncate) for clip in clips
-        ]
-        features = extractor(
-            [clip.waveform for clip in ready], sampling_rate=extractor.sampling_rate, return_tensors="pt"
-        )["input_features"]
-        frames = processor.frames(torch.tensor([len(clip.waveform) for clip in ready]))
+        features, _ = mel_features(processor.feature_extractor, clips, SHORTEST, truncate)
+        window = processor.feature_extractor.n_samples
+        samples = [len(clip.at_rate(processor.feature_extractor.sampling_rate).waveform) for clip in clips]
+        frames = processor.frames(torch.tensor(samples).clamp(max=window))
         mask = (torch.arange(features.shape[-1]) < frames[:, None]).long()
         counts = tuple(audio_lengths(frames).tolist())
         return Heard({"input_features": features, "feature_attention_mask": mask}, counts)
 
     def verify(self, module: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
-        ids, features = inputs.get("input_ids"), inputs.get("input_features")
-        if ids is None:
-            return
-        in_text = int((ids == module.config.audio_token_id).sum())
-        if features is None:
-            if in_text:
+        config, mask = module.config, inputs.get("feature_attention_mask")
+        check_placeholders(
+            inputs, config.audio_token_id, lambda: int(audio_lengths(mask.sum(-1)).sum()), "feature_attention_mask"
+        )
+        if inputs.get("input_ids") is not None and mask is not None:
+            tags = [int((inputs["input_ids"] == config.audio_start_token_id + end).sum()) for end in (0, 1)]
+            if tags != [len(mask)] * 2:
                 raise PromptError(
-                    f"the text has {in_text} audio tokens but no input_features: the audio would be lost."
+                    f"{len(mask)} clips stand between {tags[0]} opening and {tags[1]} closing tags: the text was cut."
                 )
-            return
-        if inputs.get("feature_attention_mask") is None:
-            raise PromptError("input_features need their feature_attention_mask: clip lengths are unknown without it.")
-        in_audio = int(audio_lengths(inputs["feature_attention_mask"].sum(-1)).sum())
-        start = module.config.audio_start_token_id
-        tags = [int((ids == tag).sum()) for tag in (start, start + 1)]
-        if in_text != in_audio or tags != [len(features)] * 2:
-            raise PromptError(
-                f"the text has {in_text} audio tokens for {in_audio} audio positions, between {tags[0]} opening and "
-                f"{tags[1]} closing tags for {len(features)} clips. Placeholders must be expanded and uncut: build "
-                "prompts with lalm.prompt(...), and do not limit their length."
-            )
 
     def entrance(self, name: str) -> str:
         return "audio_encoder" if name in ("input_features", "feature_attention_mask") else "embed"
