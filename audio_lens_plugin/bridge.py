@@ -115,13 +115,14 @@ def join_transformer_lens(families: Iterable[Family]) -> None:
     """Make TransformerLens know these families, for those who use it alone.
 
     Its ``boot_transformers`` asks a fixed table whether an architecture is supported before it looks at adapters that
-    were registered; so they are entered in both.
+    were registered; so they are entered in both. Only the class that a family loads is: another name that it serves may
+    be somebody else's, too (a text-only Qwen is called as Qwen-Audio is).
     """
     ArchitectureAdapterFactory.discover_entry_points()  # first: it warns of names that are there already
     for family in families:
-        for architecture in family.architectures:
-            ArchitectureAdapterFactory.register_adapter(architecture, family.adapter())
-            SUPPORTED_ARCHITECTURES[architecture] = family.adapter()
+        architecture = family.model_class().__name__
+        ArchitectureAdapterFactory.register_adapter(architecture, family.adapter())
+        SUPPORTED_ARCHITECTURES[architecture] = family.adapter()
 
 
 def weight_sharing_twin(module: PreTrainedModel) -> PreTrainedModel:

@@ -16,6 +16,7 @@ import json
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -274,7 +275,7 @@ def sites_agree_with_transformer_lens(probe: Probe) -> Finding:
     real = batch.inputs["attention_mask"].bool()
     apart = {heard: distance(_read(probe, batch, lambda: lalm.audio_encoder.blocks[ear].output), cache[heard])}
     for name, read in names.items():
-        value = _read(probe, batch, lambda read=read: read(lalm.blocks[layer], lalm.d_head))
+        value = _read(probe, batch, partial(read, lalm.blocks[layer], lalm.d_head))
         apart[name] = distance(value.cpu()[real], cache[name].cpu()[real])
     worst = max(apart, key=lambda name: apart[name])
     limit = ROUNDING.get(lalm.dtype, HALF_ROUNDING)

@@ -31,6 +31,8 @@ class WhisperTower:
     """
 
     tower: ClassVar[str] = "model.audio_tower"
+    cfg: Any
+    components: dict[str, Any]
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)  # type: ignore[call-arg]

@@ -76,7 +76,7 @@ class AudioFlamingo3(Family):
         return Heard({"input_features": features, "input_features_mask": mask}, tuple(positions_of(mask).tolist()))
 
     def verify(self, module: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
-        mask = inputs.get("input_features_mask")
+        mask: Any = inputs.get("input_features_mask")
         check_placeholders(
             inputs, module.config.audio_token_id, lambda: int(positions_of(mask).sum()), "input_features_mask"
         )

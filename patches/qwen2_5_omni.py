@@ -112,7 +112,7 @@ class Qwen2_5Omni(Family):
         return Heard({"input_features": features, "feature_attention_mask": mask}, tuple(positions_of(mask).tolist()))
 
     def verify(self, module: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
-        mask = inputs.get("feature_attention_mask")
+        mask: Any = inputs.get("feature_attention_mask")
         check_placeholders(
             inputs, module.config.audio_token_id, lambda: int(positions_of(mask).sum()), "feature_attention_mask"
         )

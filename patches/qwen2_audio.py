@@ -78,7 +78,8 @@ class Qwen2Audio(Family):
         return Heard({"input_features": features, "feature_attention_mask": mask}, tuple(positions_of(mask).tolist()))
 
     def verify(self, module: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
-        token, mask = module.config.audio_token_id, inputs.get("feature_attention_mask")
+        token = module.config.audio_token_id
+        mask: Any = inputs.get("feature_attention_mask")
         check_placeholders(inputs, token, lambda: int(positions_of(mask).sum()), "feature_attention_mask")
         if inputs.get("input_ids") is not None and mask is not None:
             is_audio = inputs["input_ids"] == token

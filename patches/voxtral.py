@@ -82,7 +82,7 @@ class Voxtral(Family):
         return Heard({"input_features": features}, (features.shape[-1] // FRAMES_PER_POSITION,) * len(clips))
 
     def verify(self, module: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
-        features = inputs.get("input_features")
+        features: Any = inputs.get("input_features")
         check_placeholders(
             inputs, module.config.audio_token_id, lambda: len(features) * (features.shape[-1] // FRAMES_PER_POSITION)
         )

@@ -6,6 +6,9 @@ are left out: their attention rows are meaningless and the two implementations f
 
 from __future__ import annotations
 
+import ast
+import subprocess
+import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -13,12 +16,13 @@ import pytest
 import torch
 from models import MODELS, open_model
 from transformer_lens import patching
+from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformer_lens.model_bridge import TransformerBridge
 
 from audio_lens_plugin import ops
 from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.lalm import LALM
-from audio_lens_plugin.loading import toys
+from audio_lens_plugin.loading import families, join_transformer_lens, toys
 from audio_lens_plugin.prompts import PromptError
 
 CLOSE = dict(atol=2e-5, rtol=2e-5)
@@ -199,3 +203,23 @@ def test_transformer_lens_alone_boots_our_folders(toy: str, clips: list[Clip]) -
     real = batch.inputs["attention_mask"].bool()
     torch.testing.assert_close(logits[real], plain[real], **CLOSE)
     assert "audio_encoder.blocks.0.hook_resid_post" in cache
+
+
+def test_transformer_lens_finds_our_adapters_by_entry_points() -> None:
+    """In a process that does not import this package."""
+    code = (
+        "from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory as F, "
+        "SUPPORTED_ARCHITECTURES as known; F.discover_entry_points(); "
+        "print((set(F._adapters) - set(known), set(known)))"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    ours = {family.model_class().__name__ for family in families().values()}
+    found, known = ast.literal_eval(done.stdout)
+    assert found == ours - known, done.stderr
+
+
+def test_only_the_classes_that_families_load_are_registered() -> None:
+    """A text-only Qwen has the architecture that Qwen-Audio was published with: it is not ours to claim."""
+    join_transformer_lens()
+    assert "QWenLMHeadModel" not in SUPPORTED_ARCHITECTURES
+    assert {family.model_class().__name__ for family in families().values()} <= set(SUPPORTED_ARCHITECTURES)

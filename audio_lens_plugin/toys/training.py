@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
@@ -86,7 +86,7 @@ def main(
         f"python -m audio_lens_plugin.toys.training {name} --work SCRATCH --clips {clips} "
         f"--hearing-steps {hearing_steps} --reading-steps {reading_steps} --seed {seed}"
     )
-    facts = dict(name=f"toy/{name}", about=toy.about, history=toy.history, command=command)
+    facts: dict[str, Any] = dict(name=f"toy/{name}", about=toy.about, history=toy.history, command=command)
     facts |= dict(clips=clips, long_clips=int(LONG_CLIPS * clips))
     facts |= dict(hearing_steps=hearing_steps, reading_steps=reading_steps)
     with TemporaryDirectory(dir=work) as new:

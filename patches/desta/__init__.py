@@ -178,7 +178,8 @@ class Desta(Family):
         return [text.strip() if newer else text for text in texts]
 
     def verify(self, module: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
-        config, features = module.config, inputs.get("input_features")
+        features: Any = inputs.get("input_features")
+        config = module.config
         check_placeholders(inputs, config.audio_token_id, lambda: len(features) * config.prompt_size)
 
     def entrance(self, name: str) -> str:

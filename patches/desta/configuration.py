@@ -34,10 +34,10 @@ class DestaConfig(PreTrainedConfig):
     model_type = "desta"
     sub_configs: ClassVar[dict[str, type]] = {"audio_config": WhisperConfig, "text_config": LlamaConfig}
 
-    audio_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    audio_config: Any = None
+    text_config: Any = None
     release: str = "desta2"
-    target_layers: list[int] | None = None
+    target_layers: Any = None
     prompt_size: int = 64
     qformer_layers: int = 2
     qformer_intermediate_size: int = 3072

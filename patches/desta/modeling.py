@@ -105,7 +105,7 @@ class DestaModel(DestaPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds.")
-        if inputs_embeds is None:
+        if input_ids is not None:
             is_audio = input_ids == self.config.audio_token_id
             # The placeholder need not be in the table: it is overwritten.
             inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_audio, 0))

@@ -47,7 +47,7 @@ class DestaProcessor(ProcessorMixin):
         if PLACEHOLDER not in tokenizer.get_vocab():  # Llama 3 has it; small tokenizers of tests and toys do not
             tokenizer.add_tokens([AddedToken(PLACEHOLDER, special=True, normalized=False)])
         self.audio_token = PLACEHOLDER
-        self.audio_token_id = tokenizer.convert_tokens_to_ids(PLACEHOLDER)
+        self.audio_token_id: int = tokenizer.convert_tokens_to_ids(PLACEHOLDER)
         super().__init__(feature_extractor, tokenizer, whisper_tokenizer)
 
 

@@ -160,7 +160,8 @@ class QwenAudio(Family):
         return Heard({"input_features": features, "feature_attention_mask": mask}, counts)
 
     def verify(self, module: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
-        config, mask = module.config, inputs.get("feature_attention_mask")
+        config = module.config
+        mask: Any = inputs.get("feature_attention_mask")
         check_placeholders(
             inputs, config.audio_token_id, lambda: int(audio_lengths(mask.sum(-1)).sum()), "feature_attention_mask"
         )

@@ -49,8 +49,8 @@ class QwenAudioConfig(PreTrainedConfig):
         "text_config": QwenAudioTextConfig,
     }
 
-    audio_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    audio_config: Any = None
+    text_config: Any = None
     audio_token_id: int = AUDIO_TOKEN_ID
     audio_start_token_id: int = AUDIO_START_ID
     original_quirks: bool = False

@@ -324,13 +324,16 @@ class QwenAudioModel(QwenAudioPreTrainedModel):
         """Either ids, with the clips that their placeholders stand for, or embeddings into which the clips are merged.
 
         Raises:
-            ValueError: both or neither; another number of placeholders than of audio positions.
+            ValueError: both or neither; features without their mask; another number of placeholders than of audio
+                positions.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds.")
-        if inputs_embeds is None:
+        if input_ids is not None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
             if input_features is not None:
+                if feature_attention_mask is None:
+                    raise ValueError("input_features need their feature_attention_mask.")
                 heard = self.hear(input_features, feature_attention_mask)
                 inputs_embeds = self.merge(input_ids, inputs_embeds, heard)
         return self.language_model(inputs_embeds=inputs_embeds, **kwargs)
@@ -439,7 +442,7 @@ class QwenAudioForConditionalGeneration(QwenAudioPreTrainedModel, GenerationMixi
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         whole = input_ids.shape == mask.shape  # not so where generation began with embeddings
         anew = whole and self.model.language_model.outgrows_cache(mask, past)
-        if anew:
+        if anew and past_key_values is not None:
             past_key_values.crop(-past)
             next_sequence_length = None
         inputs = super().prepare_inputs_for_generation(

@@ -31,7 +31,7 @@ class QwenAudioProcessor(ProcessorMixin):
     def __init__(self, feature_extractor: Any = None, tokenizer: Any = None, chat: bool = True) -> None:
         self.chat = chat
         self.audio_token = PLACEHOLDER
-        self.audio_token_id = tokenizer.convert_tokens_to_ids(PLACEHOLDER)
+        self.audio_token_id: int = tokenizer.convert_tokens_to_ids(PLACEHOLDER)
         super().__init__(feature_extractor, tokenizer)
 
     def frames(self, samples: torch.Tensor) -> torch.Tensor:
