@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench real-size clean
 
 demo: .venv/installed
 	$(BIN)/audio-lens demo
@@ -19,6 +19,9 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/lens.py
+
+real-size: .venv/installed
+	$(BIN)/python benchmarks/real_size.py
 
 clean:
 	rm -rf .venv build dist out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -356,7 +356,9 @@ class LALM:
         """The prompt runs once; each label's tokens then follow on its keys and values, which are cut off again."""
         inputs = self.inputs(batch)
         with torch.no_grad():
-            prompt = self.module(**inputs, use_cache=True)
+            # Positions are said, and said alike in both passes: left to themselves, some models would count padding.
+            positions = positions_in_mask(inputs["attention_mask"])
+            prompt = self.module(**inputs, position_ids=positions, use_cache=True)
             first = prompt.logits[:, -1].float().log_softmax(-1)
             sums = []
             for tokens in labels.tokens:

@@ -15,6 +15,11 @@ TINY = [f"tiny/{info.name}" for info in pkgutil.iter_modules(tiny.__path__)]
 MODELS = [*toys(), *TINY]
 
 
+def for_several_clips(lalm: LALM) -> LALM:
+    """The model with a prompt that holds several clips: DeSTA2's released one does not, its clean one does."""
+    return load(lalm.name, prompt_style="clean") if "prompt_style" in lalm.family.options else lalm
+
+
 def open_model(name: str, dtype: torch.dtype | None = None) -> LALM:
     """A toy as it ships, or a tiny model of random weights, the same ones in every run."""
     if name in toys():

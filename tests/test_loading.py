@@ -58,7 +58,7 @@ def test_unexpected_weights_are_an_error_that_lists_them(folder: Path) -> None:
 
 
 def test_an_unknown_toy_names_those_on_the_shelf() -> None:
-    with pytest.raises(LoadError, match=r"toys are: toy/qwen2-audio"):
+    with pytest.raises(LoadError, match=r"toys are: toy/desta2, toy/qwen-audio, toy/qwen2-audio"):
         load("toy/nothing")
 
 

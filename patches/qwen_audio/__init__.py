@@ -27,13 +27,14 @@ from transformers import PreTrainedModel
 
 from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.patch import Family, Heard, Loaded, Segment, check_placeholders, mel_features
-from audio_lens_plugin.patches.qwen_audio.checkpoint import read_config
+from audio_lens_plugin.patches.qwen_audio.checkpoint import open_checkpoint
+from audio_lens_plugin.patches.qwen_audio.configuration import PUBLISHED_CLASS
 from audio_lens_plugin.patches.qwen_audio.modeling import (
     QwenAudioForConditionalGeneration,
     audio_lengths,
     rotated,
 )
-from audio_lens_plugin.patches.qwen_audio.processing import HOP, QwenAudioProcessor, processor_from_published
+from audio_lens_plugin.patches.qwen_audio.processing import HOP
 from audio_lens_plugin.patches.qwen_audio.tokenization import CLIP_END, CLIP_START, PLACEHOLDER, TURN_END, TURN_START
 from audio_lens_plugin.prompts import Prompt, PromptError
 from audio_lens_plugin.spans import Role
@@ -90,7 +91,7 @@ class QwenAudio(Family):
     """Qwen-Audio, chat and base."""
 
     name = "qwen_audio"
-    architectures = ("QwenAudioForConditionalGeneration", "QWenLMHeadModel")
+    architectures = ("QwenAudioForConditionalGeneration", PUBLISHED_CLASS)
     repo_ids = ("Qwen/Qwen-Audio-Chat", "Qwen/Qwen-Audio")
     verified = (
         "tower, every block, logits, greedy tokens, token ids and prompts against numbers of the original code at toy "
@@ -102,22 +103,12 @@ class QwenAudio(Family):
 
     def serves(self, config: Mapping[str, Any]) -> bool:
         """Ours, or a published one that hears: text-only Qwen has the same architecture."""
-        published = "QWenLMHeadModel" in (config.get("architectures") or ())
+        published = PUBLISHED_CLASS in (config.get("architectures") or ())
         return "audio" in config if published else super().serves(config)
 
     def load(self, source: str, revision: str | None, **kwargs: Any) -> Loaded:
         """As `Family.load`; ``original_quirks=True`` computes the original's faults, too (see `configuration`)."""
-        config = read_config(source, revision, original_quirks=kwargs.pop("original_quirks", False))
-        module, report = QwenAudioForConditionalGeneration.from_pretrained(
-            source, config=config, revision=revision, output_loading_info=True, **kwargs
-        )
-        published = config.architectures is None
-        processor = (
-            processor_from_published(source, revision)
-            if published
-            else QwenAudioProcessor.from_pretrained(source, revision=revision)
-        )
-        return Loaded(module, processor, report)
+        return open_checkpoint(source, revision, **kwargs)
 
     def model_class(self) -> type[PreTrainedModel]:
         return QwenAudioForConditionalGeneration

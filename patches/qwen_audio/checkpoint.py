@@ -1,14 +1,17 @@
-"""Published Qwen-Audio checkpoints: their names and fused weights, as transformers' own loading converts them."""
+"""Qwen-Audio checkpoints: the published names and fused weights, as transformers' own loading converts them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedConfig
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
 
-from audio_lens_plugin.patches.qwen_audio.configuration import QwenAudioConfig, QwenAudioTextConfig
+from audio_lens_plugin.patch import Loaded
+from audio_lens_plugin.patches.qwen_audio.configuration import PUBLISHED_CLASS, QwenAudioConfig, QwenAudioTextConfig
+from audio_lens_plugin.patches.qwen_audio.modeling import QwenAudioForConditionalGeneration
+from audio_lens_plugin.patches.qwen_audio.processing import QwenAudioProcessor, processor_from_published
+from audio_lens_plugin.patches.qwen_audio.tokenization import END, TURN_END, TURN_START
 
 TOWER, LANGUAGE = "model.audio_tower", "model.language_model"
 RENAMED = {
@@ -53,16 +56,22 @@ register_checkpoint_conversion_mapping(
 )
 
 
-def read_config(source: str, revision: str | None, **changed: Any) -> QwenAudioConfig:
-    """The configuration of a checkpoint, published with the original code or saved by ours.
+def open_checkpoint(source: str, revision: str | None, **kwargs: Any) -> Loaded:
+    """Model and processor of a checkpoint, published with the original code or saved by ours.
 
     Args:
-        changed: fields to set, such as ``original_quirks``.
+        kwargs: what transformers' ``from_pretrained`` takes, and fields of the configuration to set.
 
     Raises:
         ValueError: a text-only Qwen.
     """
-    fields, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
-    if fields.get("model_type") == QwenAudioConfig.model_type:
-        return QwenAudioConfig.from_dict({**fields, **changed})
-    return QwenAudioConfig.from_published(fields, **changed)
+    module, report = QwenAudioForConditionalGeneration.from_pretrained(
+        source, revision=revision, output_loading_info=True, **kwargs
+    )
+    if PUBLISHED_CLASS not in (module.config.architectures or ()):
+        return Loaded(module, QwenAudioProcessor.from_pretrained(source, revision=revision), report)
+    processor = processor_from_published(source, revision)
+    if processor.chat:  # the original ends a conversation's turn in its own code, not by its settings
+        stops = [END, TURN_END, TURN_START]
+        module.generation_config.eos_token_id = processor.tokenizer.convert_tokens_to_ids(stops)
+    return Loaded(module, processor, report)

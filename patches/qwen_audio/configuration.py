@@ -8,6 +8,7 @@ from typing import Any, ClassVar, no_type_check
 from transformers import AutoConfig, PreTrainedConfig, Qwen2AudioEncoderConfig, Qwen2Config
 
 AUDIO_TOKEN_ID, AUDIO_START_ID = 151851, 155163
+PUBLISHED_TYPE, PUBLISHED_CLASS = "qwen", "QWenLMHeadModel"  # which a text-only Qwen has, too
 
 
 @no_type_check  # transformers checks the fields, and passes more than these to __init__
@@ -65,38 +66,62 @@ class QwenAudioConfig(PreTrainedConfig):
 
     @classmethod
     def from_published(cls, published: Mapping[str, Any], **kwargs: Any) -> QwenAudioConfig:
-        """From a config.json as published with the original code (flat, model type "qwen").
+        """From a config.json as published with the original code, and fields to set (see `fields_from_published`)."""
+        return cls(**fields_from_published(published), **kwargs)
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As transformers has it; a published config.json arrives as ours, so `from_pretrained` opens both.
 
         Raises:
-            ValueError: no audio section: a text-only Qwen.
+            ValueError: a text-only Qwen.
         """
-        if "audio" not in published:
-            raise ValueError('this "qwen" configuration has no audio section: it is a text-only Qwen, not Qwen-Audio.')
-        ears = published["audio"]
-        audio_config = dict(
-            num_mel_bins=ears["n_mels"],
-            d_model=ears["n_state"],
-            encoder_layers=ears["n_layer"],
-            encoder_attention_heads=ears["n_head"],
-            encoder_ffn_dim=4 * ears["n_state"],
-            max_source_positions=ears["n_ctx"],
-        )
-        text_config = dict(
-            vocab_size=published["vocab_size"],
-            hidden_size=published["hidden_size"],
-            intermediate_size=published["intermediate_size"] // 2,  # it counts both halves of the gated MLP
-            num_hidden_layers=published["num_hidden_layers"],
-            num_attention_heads=published["num_attention_heads"],
-            num_key_value_heads=published["num_attention_heads"],
-            max_position_embeddings=published.get("max_position_embeddings", 8192),
-            rms_norm_eps=published["layer_norm_epsilon"],
-            rope_parameters={"rope_type": "default", "rope_theta": float(published["rotary_emb_base"])},
-            seq_length=published["seq_length"],
-            use_dynamic_ntk=published["use_dynamic_ntk"],
-            use_logn_attn=published["use_logn_attn"],
-        )
-        start = ears["audio_start_id"]
-        return cls(audio_config=audio_config, text_config=text_config, audio_start_token_id=start, **kwargs)
+        fields, others = super().get_config_dict(*args, **kwargs)
+        if fields.get("model_type") == PUBLISHED_TYPE:
+            fields = fields_from_published(fields)
+        if "original_quirks" in others:  # transformers would set it when the language model's part is made already
+            fields["original_quirks"] = others.pop("original_quirks")
+        return fields, others
+
+
+def fields_from_published(published: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config.json as published with the original code (flat, model type "qwen"), as ours.
+
+    Raises:
+        ValueError: no audio section: a text-only Qwen.
+    """
+    if "audio" not in published:
+        raise ValueError('this "qwen" configuration has no audio section: it is a text-only Qwen, not Qwen-Audio.')
+    ears = published["audio"]
+    audio_config = dict(
+        num_mel_bins=ears["n_mels"],
+        d_model=ears["n_state"],
+        encoder_layers=ears["n_layer"],
+        encoder_attention_heads=ears["n_head"],
+        encoder_ffn_dim=4 * ears["n_state"],
+        max_source_positions=ears["n_ctx"],
+    )
+    text_config = dict(
+        vocab_size=published["vocab_size"],
+        hidden_size=published["hidden_size"],
+        intermediate_size=published["intermediate_size"] // 2,  # it counts both halves of the gated MLP
+        num_hidden_layers=published["num_hidden_layers"],
+        num_attention_heads=published["num_attention_heads"],
+        num_key_value_heads=published["num_attention_heads"],
+        max_position_embeddings=published.get("max_position_embeddings", 8192),
+        rms_norm_eps=published["layer_norm_epsilon"],
+        rope_parameters={"rope_type": "default", "rope_theta": float(published["rotary_emb_base"])},
+        seq_length=published["seq_length"],
+        use_dynamic_ntk=published["use_dynamic_ntk"],
+        use_logn_attn=published["use_logn_attn"],
+    )
+    return dict(
+        model_type=QwenAudioConfig.model_type,
+        architectures=[PUBLISHED_CLASS],
+        audio_config=audio_config,
+        text_config=text_config,
+        audio_start_token_id=ears["audio_start_id"],
+    )
 
 
 AutoConfig.register(QwenAudioConfig.model_type, QwenAudioConfig, exist_ok=True)

@@ -35,6 +35,7 @@ from transformers.models.qwen2.modeling_qwen2 import (
     rotate_half,
 )
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder, Qwen2AudioMultiModalProjector
+from transformers.utils.output_capturing import capture_outputs
 
 from audio_lens_plugin.patches.qwen_audio.configuration import QwenAudioConfig, QwenAudioTextConfig
 
@@ -189,6 +190,7 @@ class QwenAudioTextModel(Qwen2Model):
         self.prompt_stretch: torch.Tensor | None = None  # kept for `original_quirks` alone
         self.post_init()
 
+    @capture_outputs
     def forward(
         self,
         input_ids: Int[torch.Tensor, "batch pos"] | None = None,
@@ -213,7 +215,7 @@ class QwenAudioTextModel(Qwen2Model):
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        past = _cached(past_key_values)
         mask = self._mask_of_keys(attention_mask, inputs_embeds, past)
         positions, stretch = (
             self._original_positions(mask, past) if self.config.original_quirks else self._positions(mask, past)
@@ -279,6 +281,11 @@ class QwenAudioTextModel(Qwen2Model):
         if not self.config.use_logn_attn or self.training:
             return None
         return (torch.log(positions + 1.0) / math.log(self.config.seq_length)).clamp(min=1)
+
+
+def _cached(cache: Cache | None) -> int:
+    """Positions in a cache; a static one counts them in a tensor."""
+    return 0 if cache is None else int(cache.get_seq_length())
 
 
 class QwenAudioPreTrainedModel(PreTrainedModel):
@@ -419,8 +426,15 @@ class QwenAudioForConditionalGeneration(QwenAudioPreTrainedModel, GenerationMixi
         logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+            vocab_size = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
     def prepare_inputs_for_generation(
         self,
@@ -438,7 +452,7 @@ class QwenAudioForConditionalGeneration(QwenAudioPreTrainedModel, GenerationMixi
         The clips go with the steps that see their placeholders.
         """
         audio = {name: kwargs.pop(name, None) for name in ("input_features", "feature_attention_mask")}
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        past = _cached(past_key_values)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         whole = input_ids.shape == mask.shape  # not so where generation began with embeddings
         anew = whole and self.model.language_model.outgrows_cache(mask, past)
@@ -455,6 +469,8 @@ class QwenAudioForConditionalGeneration(QwenAudioPreTrainedModel, GenerationMixi
             use_cache=use_cache,
             **kwargs,
         )
+        inputs["attention_mask"] = attention_mask  # whole, for positions follow from it; a static cache's was 4-D
+        inputs["attention_mask"] = attention_mask  # some caches make transformers spread it out: it must tell lengths
         return {**inputs, **audio} if is_first_iteration or anew or not use_cache else inputs
 
 

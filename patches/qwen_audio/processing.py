@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, no_type_check
 
 import torch
+from jaxtyping import Int
 from transformers import AutoProcessor, ProcessorMixin, WhisperFeatureExtractor
 from transformers.utils import cached_file
 
@@ -34,7 +35,7 @@ class QwenAudioProcessor(ProcessorMixin):
         self.audio_token_id: int = tokenizer.convert_tokens_to_ids(PLACEHOLDER)
         super().__init__(feature_extractor, tokenizer)
 
-    def frames(self, samples: torch.Tensor) -> torch.Tensor:
+    def frames(self, samples: Int[torch.Tensor, " clips"]) -> Int[torch.Tensor, " clips"]:
         """Mel frames of clips from their number of samples; the original rounds down where Whisper's code rounds up."""
         return samples // HOP
 

@@ -4,8 +4,8 @@ A published checkpoint has one file, ``qwen.tiktoken``: a token and its rank per
 byte-level BPE asks for merges instead. The merge that makes a token is the last one of the token's own encoding with
 all earlier ranks, so each is found by encoding the token with what came before it.
 
-The special tokens follow the ranks in a fixed order (151,643 and on). Their names and ids are those of the tokenizer
-that was published with the model.
+The special tokens follow the ranks in a fixed order (151,643 and on). Their names and ids, and the expression that cuts
+a text into words (Qwen2's), are those of `tokenization_qwen.py` in QwenLM/Qwen-Audio (0b0e882).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import MODELS, open_model
+from models import MODELS, for_several_clips, open_model
 
 from audio_lens_plugin.audio import AudioError, Clip
 from audio_lens_plugin.lalm import LALM
@@ -57,6 +57,7 @@ def test_logits_equal_plain_transformers(lalm: LALM, clips: list[Clip]) -> None:
 
 
 def test_each_row_of_a_batch_equals_its_single_run(lalm: LALM, clips: list[Clip]) -> None:
+    lalm = for_several_clips(lalm)
     rows = [[clips[0]], [clips[2], clips[1]], [], [clips[1]]]
     together = logits_at_last(lalm, lalm.prompt(rows, question=QUESTION, answer=ANSWER))
     for row, row_clips in enumerate(rows):
@@ -83,6 +84,7 @@ def test_a_bfloat16_model_takes_float_audio(lalm: LALM, clips: list[Clip]) -> No
 
 
 def test_roles_cover_every_position_once(lalm: LALM, clips: list[Clip]) -> None:
+    lalm = for_several_clips(lalm)
     batch = lalm.prompt([[clips[2], clips[0]], [clips[1]]], question=QUESTION, answer=ANSWER, system="Listen.")
     roles = batch.positions.roles
     assert torch.equal(roles == Role.PAD, batch.inputs["attention_mask"] == 0)

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import SOURCES, Golden, golden
+from golden import HERE, SOURCES, Golden, golden
 from safetensors.torch import save_file
-from transformers import WhisperFeatureExtractor
+from transformers import DynamicCache, WhisperFeatureExtractor
 
 from audio_lens_plugin.audio import Clip
+from audio_lens_plugin.bridge import AudioBridge, bridge_of
 from audio_lens_plugin.patches.qwen_audio import FAMILY
+from audio_lens_plugin.patches.qwen_audio.configuration import QwenAudioConfig, fields_from_published
 from audio_lens_plugin.patches.qwen_audio.modeling import QwenAudioForConditionalGeneration, audio_lengths
+from audio_lens_plugin.patches.qwen_audio.tokenization import tokenizer_from_ranks
 
 CASES = ("audio_text", "batch2_two_lengths", "text_only", "two_audios_one_prompt", "batch2_long")
 END, PLACEHOLDER = 480, 483
@@ -44,11 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, quirks: bool, **kwargs) -> QwenAudioForConditionalGeneration:
-    from audio_lens_plugin.patches.qwen_audio.checkpoint import read_config
-
-    config = read_config(str(folder), None, original_quirks=quirks, audio_token_id=PLACEHOLDER)
     model, report = QwenAudioForConditionalGeneration.from_pretrained(
-        folder, config=config, output_loading_info=True, **kwargs
+        folder, original_quirks=quirks, audio_token_id=PLACEHOLDER, output_loading_info=True, **kwargs
     )
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()
@@ -113,7 +113,7 @@ def spans(embeds: torch.Tensor, ids: torch.Tensor, start: int) -> dict[str, torc
 
 def generated(model: QwenAudioForConditionalGeneration, inputs: dict[str, torch.Tensor], **kwargs):
     settings = dict(max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=END)
-    return model.generate(**inputs, **settings, return_dict_in_generate=True, output_logits=True, **kwargs)
+    return model.generate(**inputs, **{**settings, **kwargs}, return_dict_in_generate=True, output_logits=True)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -134,7 +134,7 @@ def test_every_recorded_tensor(quirky, case: str, source: str) -> None:
         found["mel"] = inputs["input_features"][..., :frames]
     given = {"input_ids", "attention_mask", "gen.new_tokens", "audio_span_tokens", "input_audio_lengths"}
     given |= {"waveform0", "waveform1"}
-    assert numbers.keys(case) - given == set(found) - {"audio.block_input_"}, "every key is held"
+    assert numbers.keys(case) - given == set(found), "every key is held"
     for key in numbers.keys(case) - given:
         kind = key.split(".")[0]
         tolerance = {"mel": MEL, "audio": SPAN, "hidden": HIDDEN}.get(kind, LOGITS)
@@ -205,6 +205,93 @@ def test_the_original_keeps_the_stretch_of_the_prompt(quirky, right) -> None:
     assert float(apart.abs().max()) > 1
 
 
+@pytest.mark.parametrize("case", ["batch2_two_lengths", "text_only"])
+def test_a_static_cache_generates_the_same(right, case: str) -> None:
+    inputs = inputs_of(golden("qwen_audio", "committed"), case)
+    static = generated(right, inputs, cache_implementation="static")
+    assert torch.equal(static.sequences, generated(right, inputs).sequences)
+
+
+def test_a_fresh_cache_does_not_cost_the_sound(quirky) -> None:
+    """The original takes any cache for a sign that the sound was heard already."""
+    numbers = golden("qwen_audio", "committed")
+    inputs = inputs_of(numbers, "audio_text")
+    made = generated(quirky, inputs, past_key_values=DynamicCache()).sequences
+    assert torch.equal(made[:, inputs["input_ids"].shape[1] :], numbers.get("audio_text", "gen.new_tokens"))
+
+
+def test_generation_ends_where_the_original_ends(quirky) -> None:
+    """At the first of its stop words; the original then also forces one end token, which says nothing."""
+    numbers = golden("qwen_audio", "committed")
+    told = numbers.cases["audio_text"]["stop_words_example"]
+    inputs = inputs_of(numbers, "audio_text")
+    stops = [END, *(stop for (stop,) in told["stop_words_ids"])]
+    made = generated(quirky, inputs, eos_token_id=stops).sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    assert [*made, END] == told["new_tokens"]
+
+
+def test_embeddings_into_which_the_sound_is_merged_say_the_same(right) -> None:
+    inputs = inputs_of(golden("qwen_audio", "committed"), "two_audios_one_prompt")
+    with torch.no_grad():
+        heard = right.model.hear(inputs["input_features"], inputs["feature_attention_mask"])
+        embeds = right.model.merge(inputs["input_ids"], right.get_input_embeddings()(inputs["input_ids"]), heard)
+        assert torch.equal(right(inputs_embeds=embeds).logits, right(**inputs).logits)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_hidden_states_are_those_of_the_original(quirky, source: str) -> None:
+    """As in the original: the embeddings, every block but the last, and the final norm."""
+    numbers = golden("qwen_audio", source)
+    with torch.no_grad():
+        found = quirky(**inputs_of(numbers, "audio_text"), output_hidden_states=True).hidden_states
+    names = ["embeds", "layer0", "layer1", "layer2", "ln_f"]
+    for name, states in zip(names, found, strict=True):
+        numbers.check("audio_text", f"hidden.{name}", states, HIDDEN)
+
+
+@pytest.mark.parametrize("quirks", [False, True])
+@pytest.mark.parametrize("case", ["two_audios_one_prompt", "batch2_long"])
+def test_the_bridge_scales_and_stretches_beyond_seq_length(right, quirky, case: str, quirks: bool) -> None:
+    model = quirky if quirks else right
+    inputs = inputs_of(golden("qwen_audio", "committed"), case)
+    real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+    with torch.no_grad():
+        wanted = model(**inputs).logits
+        logits, cache = bridged(model).run_with_cache(inputs.pop("input_ids"), **inputs)
+    torch.testing.assert_close(logits[real], wanted[real], atol=2e-5, rtol=2e-5)
+    for layer in range(4):
+        scores = cache[f"blocks.{layer}.attn.hook_attn_scores"].transpose(1, 2)[real]
+        torch.testing.assert_close(cache[f"blocks.{layer}.attn.hook_pattern"].transpose(1, 2)[real], scores.softmax(-1))
+
+
+@pytest.mark.parametrize("hook", ["q", "k", "v", "z", "rot_q", "rot_k", "attn_scores", "pattern"])
+def test_every_attention_hook_is_on_the_live_path(right, hook: str) -> None:
+    inputs = inputs_of(golden("qwen_audio", "committed"), "two_audios_one_prompt")
+    bridge, ids = bridged(right), inputs.pop("input_ids")
+    name = f"blocks.2.attn.hook_{hook}"
+    with torch.no_grad():
+        edited = bridge.run_with_hooks(ids, **inputs, fwd_hooks=[(name, lambda value, hook: value * 0.5)])
+        assert float((edited - bridge(ids, **inputs)).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("quirks", [False, True])
+def test_the_bridge_goes_on_from_its_cache(right, quirky, quirks: bool) -> None:
+    """Beyond seq_length, where queries are scaled and rotary embeddings stretched."""
+    model = quirky if quirks else right
+    inputs = inputs_of(golden("qwen_audio", "committed"), "two_audios_one_prompt")
+    bridge, ids = bridged(model), inputs.pop("input_ids")
+    with torch.no_grad():
+        wanted = bridge(ids, **inputs)[:, -4:]
+        cache = DynamicCache()
+        bridge(ids[:, :-4], **inputs, past_key_values=cache, use_cache=True)
+        found = bridge(ids[:, -4:], past_key_values=cache, use_cache=True)
+    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=2e-5)
+
+
+def bridged(model: QwenAudioForConditionalGeneration) -> AudioBridge:
+    return bridge_of(FAMILY, model, tokenizer_from_ranks(HERE / "qwen_audio" / "ranks.tiktoken"), "tiny", dict)
+
+
 def test_attention_implementations_agree(folder: Path, right) -> None:
     inputs = inputs_of(golden("qwen_audio", "committed"), "batch2_long")
     eager = load(folder, quirks=False, attn_implementation="eager")
@@ -224,6 +311,42 @@ def test_half_precision(folder: Path, right, dtype: torch.dtype) -> None:
         found = low(**{**inputs, "input_features": inputs["input_features"].to(dtype)}).logits.float()
     assert torch.isfinite(found).all()
     assert float((found - wanted).square().mean().sqrt() / wanted.std()) < 0.1
+
+
+def test_what_is_saved_is_loaded_again(folder: Path, tmp_path: Path) -> None:
+    saved, inputs = load(folder, quirks=True), inputs_of(golden("qwen_audio", "committed"), "batch2_long")
+    saved.save_pretrained(tmp_path)
+    again, report = QwenAudioForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert again.config.original_quirks
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, saved(**inputs).logits)
+
+
+def test_pickled_weights_are_loaded_in_their_own_dtype(folder: Path, tmp_path: Path, right) -> None:
+    weights = golden("qwen_audio", "committed").weights
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    torch.save({name: weight.bfloat16() for name, weight in weights.items()}, tmp_path / "pytorch_model.bin")
+    low = load(tmp_path, quirks=False, dtype="auto")
+    for name, weight in right.state_dict().items():
+        assert torch.equal(low.state_dict()[name], weight.bfloat16()), name
+
+
+@pytest.mark.parametrize("layout", ["published", "ours"])
+def test_quirks_asked_for_reach_every_part(folder: Path, tmp_path: Path, layout: str) -> None:
+    if layout == "ours":
+        load(folder, quirks=False).save_pretrained(tmp_path)
+    asked = QwenAudioConfig.from_pretrained(folder if layout == "published" else tmp_path, original_quirks=True)
+    assert asked.original_quirks
+    assert asked.text_config.original_quirks
+
+
+def test_a_text_only_qwen_is_refused() -> None:
+    told = {name: value for name, value in golden("qwen_audio", "committed").config.items() if name != "audio"}
+    with pytest.raises(ValueError, match="text-only Qwen"):
+        fields_from_published(told)
+    assert not FAMILY.serves(told)
+    assert FAMILY.serves(golden("qwen_audio", "committed").config)
 
 
 def test_gradients_reach_the_sound(right) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 from golden import HERE, golden
+from safetensors.torch import save_file
 from transformers import AutoProcessor, WhisperFeatureExtractor
 
 from audio_lens_plugin.audio import Clip
@@ -138,6 +140,27 @@ def test_a_published_folder_gives_a_processor(tmp_path: Path, chat_format: str, 
     assert isinstance(again, QwenAudioProcessor)
     assert again.chat is chats
     assert again.tokenizer(TRANSCRIBE)["input_ids"] == made.tokenizer(TRANSCRIBE)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("chat_format", "stops"), [("chatml", {"<|im_end|>", "<|im_start|>", "<|endoftext|>"}), ("raw", {"<|endoftext|>"})]
+)
+def test_a_published_checkpoint_stops_at_the_end_of_its_turn(tmp_path: Path, chat_format: str, stops: set) -> None:
+    numbers = golden("qwen_audio", "committed")
+    settings = {"chat_format": chat_format, "eos_token_id": END, "pad_token_id": END, "stop_words_ids": [[END]]}
+    (tmp_path / "config.json").write_text(json.dumps(numbers.config))
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    (tmp_path / "qwen.tiktoken").write_bytes(RANKS.read_bytes())
+    save_file(numbers.weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = FAMILY.load(str(tmp_path), None)
+    ids = loaded.module.generation_config.eos_token_id
+    assert set(loaded.processor.tokenizer.convert_ids_to_tokens(ids if isinstance(ids, list) else [ids])) == stops
+    loaded.module.save_pretrained(tmp_path / "ours")
+    loaded.processor.save_pretrained(tmp_path / "ours")
+    again = FAMILY.load(str(tmp_path / "ours"), None, original_quirks=True)
+    assert again.module.generation_config.eos_token_id == ids
+    assert again.processor.chat is loaded.processor.chat
+    assert again.module.config.original_quirks
 
 
 def test_a_merge_is_the_last_step_of_a_tokens_own_encoding() -> None:
