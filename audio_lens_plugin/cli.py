@@ -44,9 +44,12 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the report and its tables.")] = Path("out/demo"),
 ) -> None:
     """Run the logit lens on toy models and the clips that ship with them, and write a report."""
+    import torch
+
     from audio_lens_plugin.demo import run_demo
     from audio_lens_plugin.loading import toys
 
+    torch.set_num_threads(1)  # on models this small, more threads only wait for each other
     print(run_demo([model] if model else list(toys()), out, console))
 
 

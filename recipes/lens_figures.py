@@ -53,7 +53,7 @@ def models_side_by_side(scores: pd.DataFrame) -> Figure:
     for axes, (track, of_track) in zip(grid[0], tracks, strict=True):
         for index, (model, part) in enumerate(of_track.groupby("model", sort=False)):
             colour = SPAN_COLOURS[index % len(SPAN_COLOURS)]
-            _line_with_band(axes, part, "score", colour, str(model), along="depth")
+            _line_with_band(axes, part, "score", colour, str(model), along="depth", opacity=0.07)
             axes.axvline(part["critical"].iloc[0], color=colour, linestyle="--", linewidth=1)
         axes.axhline(of_track["chance"].iloc[0], color=QUIET, linestyle=":", linewidth=1)
         axes.set_title(str(track), fontsize=10, loc="left")
@@ -121,10 +121,10 @@ def _draw_curves(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def _line_with_band(
-    axes: Axes, table: pd.DataFrame, column: str, colour: str, label: str, along: str = "layer"
+    axes: Axes, table: pd.DataFrame, column: str, colour: str, label: str, along: str = "layer", opacity: float = 0.15
 ) -> None:
     axes.plot(table[along], table[column], color=colour, marker="o", markersize=3, label=label)
-    axes.fill_between(table[along], table["low"], table["high"], color=colour, alpha=0.15, linewidth=0)
+    axes.fill_between(table[along], table["low"], table["high"], color=colour, alpha=opacity, linewidth=0)
 
 
 def _heat(axes: Axes, values: np.ndarray) -> AxesImage:

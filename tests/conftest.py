@@ -10,10 +10,13 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import numpy as np
 import pytest
+import torch
 
 from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.loading import load
+
+torch.set_num_threads(1)  # on models this small, more threads only wait for each other
 
 ROOT = Path(__file__).resolve().parent.parent
 SAKURA = ROOT.parent / "shared" / "sakura_sample"
