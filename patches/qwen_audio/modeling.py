@@ -470,7 +470,6 @@ class QwenAudioForConditionalGeneration(QwenAudioPreTrainedModel, GenerationMixi
             **kwargs,
         )
         inputs["attention_mask"] = attention_mask  # whole, for positions follow from it; a static cache's was 4-D
-        inputs["attention_mask"] = attention_mask  # some caches make transformers spread it out: it must tell lengths
         return {**inputs, **audio} if is_first_iteration or anew or not use_cache else inputs
 
 

@@ -28,6 +28,8 @@ class QwenAudioProcessor(ProcessorMixin):
         audio_token_id: its id.
     """
 
+    chat: bool
+
     @no_type_check  # transformers reads this signature to know what to save
     def __init__(self, feature_extractor: Any = None, tokenizer: Any = None, chat: bool = True) -> None:
         self.chat = chat
