@@ -149,6 +149,39 @@ class Family(ABC):
         """The module (TransformerLens name) that takes the input ``name``: it decides the input's device."""
 
 
+class PooledEars(Family):
+    """A family that hears as most do: Whisper's features and their mask, pooled to 25 positions per second.
+
+    Class attributes:
+        mask_name: what the model calls the mask of the frames.
+        shortest: seconds that a clip must have at least.
+    """
+
+    mask_name: ClassVar[str] = "feature_attention_mask"
+    shortest: ClassVar[float] = 0.04  # one position
+    positions_per_second = 25.0
+
+    def hear(self, processor: Any, clips: Sequence[Clip], truncate: bool) -> Heard:
+        if not clips:
+            return Heard({}, ())
+        features, mask = mel_features(processor.feature_extractor, clips, self.shortest, truncate)
+        return Heard({"input_features": features, self.mask_name: mask}, tuple(pooled_positions(mask).tolist()))
+
+    def verify(self, module: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
+        mask: Any = inputs.get(self.mask_name)
+        check_placeholders(
+            inputs, module.config.audio_token_id, lambda: int(pooled_positions(mask).sum()), self.mask_name
+        )
+
+    def entrance(self, name: str) -> str:
+        return "audio_encoder" if name in ("input_features", self.mask_name) else "embed"
+
+
+def pooled_positions(frames_mask: Int[torch.Tensor, "clips frames"]) -> Int[torch.Tensor, " clips"]:
+    """Positions per clip from its count of 10 ms mel frames: a stride-2 convolution, then pooling by two."""
+    return (((frames_mask.sum(-1) - 1) // 2 + 1) - 2) // 2 + 1
+
+
 def mel_features(
     extractor: Any, clips: Sequence[Clip], shortest: float, truncate: bool
 ) -> tuple[Float[torch.Tensor, "clips mel frames"], Int[torch.Tensor, "clips frames"]]:
@@ -284,6 +317,21 @@ def _check_words(family: Family, processor: Any, row: int, prompt: Prompt) -> No
     given = [clip.name for clip in prompt.clips if clip.transcript is not None]
     if given and not family.transcribes:
         raise PromptError(f"prompt {row}: {given[0]} has a transcript, but {family.name} models read none.")
+
+
+def from_chat_template(
+    processor: Any, prompt: Prompt, audio_token: str, system: str, messages: Sequence[Mapping[str, Any]]
+) -> list[Segment]:
+    """A prompt's segments as a processor's own chat template lays them out.
+
+    Args:
+        system: the family's system turn, where the prompt has none.
+        messages: the conversation, with `SYSTEM_MARK` and `QUESTION_MARK` for the words.
+    """
+    template = processor.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    spoken = system if prompt.system is None else prompt.system
+    segments = fill_template(template, audio_token, spoken, prompt.words)
+    return [*segments, Segment(prompt.answer or "", Role.ANSWER)]
 
 
 def fill_template(template: str, audio_token: str, system: str, words: str | None) -> list[Segment]:

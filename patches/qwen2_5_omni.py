@@ -13,34 +13,20 @@ attention gives a tensor, and its blocks give a tuple of one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from transformer_lens.model_bridge.generalized_components import BlockBridge, LinearBridge, SymbolicBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.qwen2 import Qwen2ArchitectureAdapter
 from transformers import PreTrainedModel, Qwen2_5OmniThinkerForConditionalGeneration
 
-from audio_lens_plugin.audio import Clip
-from audio_lens_plugin.patch import (
-    QUESTION_MARK,
-    SYSTEM_MARK,
-    Family,
-    Heard,
-    Segment,
-    check_placeholders,
-    fill_template,
-    mel_features,
-)
+from audio_lens_plugin.patch import QUESTION_MARK, SYSTEM_MARK, PooledEars, Segment, from_chat_template
 from audio_lens_plugin.prompts import Prompt
-from audio_lens_plugin.spans import Role
 
 SYSTEM = (
     "You are Qwen, a virtual human developed by the Qwen Team, Alibaba Group, capable of perceiving auditory and "
     "visual inputs, as well as generating text and speech."
 )
-SHORTEST = 0.04  # seconds: one audio position
 
 
 class HookedQwen2_5OmniAdapter(Qwen2ArchitectureAdapter):
@@ -74,7 +60,7 @@ class HookedQwen2_5OmniAdapter(Qwen2ArchitectureAdapter):
         self.components["audio_projector"] = GeneralizedComponent(name="model.audio_tower.proj")
 
 
-class Qwen2_5Omni(Family):
+class Qwen2_5Omni(PooledEars):
     """The thinker of Qwen2.5-Omni."""
 
     name = "qwen2_5_omni"
@@ -86,7 +72,6 @@ class Qwen2_5Omni(Family):
     repo_ids = ("Qwen/Qwen2.5-Omni-7B", "Qwen/Qwen2.5-Omni-3B")
     verified = "every named site against transformers' own class on tiny random weights; no real weights, no toy"
     audio_token = "<|AUDIO|>"
-    positions_per_second = 25.0
 
     def model_class(self) -> type[PreTrainedModel]:
         return Qwen2_5OmniThinkerForConditionalGeneration
@@ -97,33 +82,9 @@ class Qwen2_5Omni(Family):
     def render(self, processor: Any, prompt: Prompt) -> list[Segment]:
         turn: list[dict[str, str]] = [{"type": "audio", "audio": clip.name} for clip in prompt.clips]
         turn += [{"type": "text", "text": QUESTION_MARK}] if prompt.words else []
-        messages = [{"role": "system", "content": [{"type": "text", "text": SYSTEM_MARK}]}]
-        template = processor.apply_chat_template(
-            [*messages, {"role": "user", "content": turn}], add_generation_prompt=True, tokenize=False
-        )
-        system = SYSTEM if prompt.system is None else prompt.system
-        segments = fill_template(template, self.audio_token, system, prompt.words)
-        return [*segments, Segment(prompt.answer or "", Role.ANSWER)]
-
-    def hear(self, processor: Any, clips: Sequence[Clip], truncate: bool) -> Heard:
-        if not clips:
-            return Heard({}, ())
-        features, mask = mel_features(processor.feature_extractor, clips, SHORTEST, truncate)
-        return Heard({"input_features": features, "feature_attention_mask": mask}, tuple(positions_of(mask).tolist()))
-
-    def verify(self, module: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
-        mask: Any = inputs.get("feature_attention_mask")
-        check_placeholders(
-            inputs, module.config.audio_token_id, lambda: int(positions_of(mask).sum()), "feature_attention_mask"
-        )
-
-    def entrance(self, name: str) -> str:
-        return "audio_encoder" if name in ("input_features", "feature_attention_mask") else "embed"
-
-
-def positions_of(frames_mask: torch.Tensor) -> torch.Tensor:
-    """Positions per clip from its count of 10 ms mel frames: a stride-2 convolution, then pooling by two."""
-    return (((frames_mask.sum(-1) - 1) // 2 + 1) - 2) // 2 + 1
+        system = {"role": "system", "content": [{"type": "text", "text": SYSTEM_MARK}]}
+        messages = [system, {"role": "user", "content": turn}]
+        return from_chat_template(processor, prompt, self.audio_token, SYSTEM, messages)
 
 
 FAMILY = Qwen2_5Omni()

@@ -21,7 +21,7 @@ FOLDERS = {PACKAGE: PACKAGE, f"{PACKAGE}.patches": "patches", f"{PACKAGE}.recipe
 
 # design.md's floors, one finer: a room imports only from lines above its own. "patches.*" is every family.
 FLOORS = [
-    ["ops", "audio", "spans", "labels", "tracks", "towers"],
+    ["ops", "audio", "spans", "labels", "tracks", "towers", "causal"],
     ["prompts", "results"],
     ["patch"],
     ["patches", "patches.*"],

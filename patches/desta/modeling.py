@@ -20,16 +20,16 @@ from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
-    Cache,
     GenerationConfig,
     GenerationMixin,
     LlamaModel,
     PreTrainedModel,
     WhisperForConditionalGeneration,
 )
-from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from audio_lens_plugin.causal import CausalLMWithEars
 from audio_lens_plugin.patches.desta.configuration import DestaConfig
 from audio_lens_plugin.patches.desta.connector import DestaConnector
 
@@ -83,14 +83,6 @@ class DestaModel(DestaPreTrainedModel):
         self.language_model = LlamaModel(config.text_config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embedding."""
-        return self.language_model.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embedding."""
-        self.language_model.embed_tokens = value
-
     def forward(
         self,
         input_ids: Int[torch.Tensor, "batch pos"] | None = None,
@@ -126,7 +118,7 @@ class DestaModel(DestaPreTrainedModel):
         return embeds.masked_scatter(is_audio[..., None], vectors)
 
 
-class DestaForConditionalGeneration(DestaPreTrainedModel, GenerationMixin):
+class DestaForConditionalGeneration(CausalLMWithEars, DestaPreTrainedModel, GenerationMixin):
     """DeSTA with its head."""
 
     def __init__(self, config: DestaConfig) -> None:
@@ -134,49 +126,6 @@ class DestaForConditionalGeneration(DestaPreTrainedModel, GenerationMixin):
         self.model = DestaModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embedding."""
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embedding."""
-        self.model.set_input_embeddings(value)
-
-    def forward(
-        self,
-        input_ids: Int[torch.Tensor, "batch pos"] | None = None,
-        input_features: Float[torch.Tensor, "clips mel frames"] | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Float[torch.Tensor, "batch pos d_model"] | None = None,
-        labels: Int[torch.Tensor, "batch pos"] | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """As every causal model of transformers.
-
-        Args:
-            input_features: log-mel features of all clips, row by row, each a full window.
-            logits_to_keep: logits of this many last positions only; 0 for all.
-        """
-        outputs = self.model(
-            input_ids=input_ids,
-            input_features=input_features,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
 
     def prepare_inputs_for_generation(
         self, *args: Any, is_first_iteration: bool = False, use_cache: bool = True, **kwargs: Any

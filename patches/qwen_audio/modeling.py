@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
-from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2Attention,
@@ -37,6 +37,7 @@ from transformers.models.qwen2.modeling_qwen2 import (
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder, Qwen2AudioMultiModalProjector
 from transformers.utils.output_capturing import capture_outputs
 
+from audio_lens_plugin.causal import CausalLMWithEars
 from audio_lens_plugin.patches.qwen_audio.configuration import QwenAudioConfig, QwenAudioTextConfig
 
 
@@ -312,14 +313,6 @@ class QwenAudioModel(QwenAudioPreTrainedModel):
         self.language_model = QwenAudioTextModel(config.text_config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embedding."""
-        return self.language_model.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embedding."""
-        self.language_model.embed_tokens = value
-
     def forward(
         self,
         input_ids: Int[torch.Tensor, "batch pos"] | None = None,
@@ -374,7 +367,7 @@ class QwenAudioModel(QwenAudioPreTrainedModel):
         return embeds
 
 
-class QwenAudioForConditionalGeneration(QwenAudioPreTrainedModel, GenerationMixin):
+class QwenAudioForConditionalGeneration(CausalLMWithEars, QwenAudioPreTrainedModel, GenerationMixin):
     """Qwen-Audio with its head."""
 
     def __init__(self, config: QwenAudioConfig) -> None:
@@ -382,59 +375,6 @@ class QwenAudioForConditionalGeneration(QwenAudioPreTrainedModel, GenerationMixi
         self.model = QwenAudioModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embedding."""
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embedding."""
-        self.model.set_input_embeddings(value)
-
-    def forward(
-        self,
-        input_ids: Int[torch.Tensor, "batch pos"] | None = None,
-        input_features: Float[torch.Tensor, "clips mel frames"] | None = None,
-        attention_mask: torch.Tensor | None = None,
-        feature_attention_mask: Int[torch.Tensor, "clips frames"] | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Float[torch.Tensor, "batch pos d_model"] | None = None,
-        labels: Int[torch.Tensor, "batch pos"] | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """As every causal model of transformers.
-
-        Args:
-            input_features: log-mel features of all clips, row by row.
-            feature_attention_mask: 1 for the frames that belong to each clip.
-            logits_to_keep: logits of this many last positions only; 0 for all.
-        """
-        outputs = self.model(
-            input_ids=input_ids,
-            input_features=input_features,
-            feature_attention_mask=feature_attention_mask,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
-        loss = None
-        if labels is not None:
-            vocab_size = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
 
     def prepare_inputs_for_generation(
         self,
@@ -445,13 +385,15 @@ class QwenAudioForConditionalGeneration(QwenAudioPreTrainedModel, GenerationMixi
         inputs_embeds: torch.Tensor | None = None,
         is_first_iteration: bool = False,
         use_cache: bool = True,
+        input_features: torch.Tensor | None = None,
+        feature_attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """What the next step takes; the whole text again where the cache is outgrown.
 
         The clips go with the steps that see their placeholders.
         """
-        audio = {name: kwargs.pop(name, None) for name in ("input_features", "feature_attention_mask")}
+        audio = {"input_features": input_features, "feature_attention_mask": feature_attention_mask}
         past = _cached(past_key_values)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         whole = input_ids.shape == mask.shape  # not so where generation began with embeddings
