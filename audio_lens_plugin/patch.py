@@ -107,7 +107,11 @@ class Family(ABC):
         module, report = self.model_class().from_pretrained(
             source, revision=revision, output_loading_info=True, **kwargs
         )
-        return Loaded(module, AutoProcessor.from_pretrained(source, revision=revision), report)
+        return Loaded(module, self.load_processor(source, revision), report)
+
+    def load_processor(self, source: str, revision: str | None) -> Any:
+        """The checkpoint's processor: what `render` and `hear` are given, with a fast ``tokenizer``."""
+        return AutoProcessor.from_pretrained(source, revision=revision)
 
     @abstractmethod
     def model_class(self) -> type[PreTrainedModel]:

@@ -45,6 +45,7 @@ class AudioFlamingo3(PooledEars):
         return HookedAudioFlamingo3Adapter
 
     def render(self, processor: Any, prompt: Prompt) -> list[Segment]:
+        # Placeholders as text: the published template writes one for a turn, however many clips it has.
         turn = [{"type": "text", "text": self.audio_token} for _ in prompt.clips]
         turn += [{"type": "text", "text": QUESTION_MARK}] if prompt.words else []
         system = {"role": "system", "content": [{"type": "text", "text": SYSTEM_MARK}]}

@@ -8,17 +8,29 @@
 
 Source: transformers' `modeling_qwen2_5_omni` and the technical report (arXiv 2503.20215). What will surprise: the tower
 lays the frames of all clips of a batch end to end, so activations in it have no batch axis, ``[frames, width]``; its
-attention gives a tensor, and its blocks give a tuple of one.
+attention gives a tensor, and its blocks give a tuple of one. The positions of a prompt without pictures are plain ones:
+TMRoPE counts a position of audio as it counts a word.
+
+A repo holds the whole model; of its weights, transformers' thinker class takes its own. Its processor also sees, which
+needs torchvision; `Processor` is the rest of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformer_lens.model_bridge.generalized_components import BlockBridge, LinearBridge, SymbolicBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.qwen2 import Qwen2ArchitectureAdapter
-from transformers import PreTrainedModel, Qwen2_5OmniThinkerForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    Qwen2_5OmniProcessor,
+    Qwen2_5OmniThinkerForConditionalGeneration,
+    WhisperFeatureExtractor,
+)
 
 from audio_lens_plugin.patch import QUESTION_MARK, SYSTEM_MARK, PooledEars, Segment, from_chat_template
 from audio_lens_plugin.prompts import Prompt
@@ -56,8 +68,29 @@ class HookedQwen2_5OmniAdapter(Qwen2ArchitectureAdapter):
                 "mlp": SymbolicBridge(submodules={"in": LinearBridge(name="fc1"), "out": LinearBridge(name="fc2")}),
             },
         )
+        for alias in ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input"):
+            del blocks.hook_aliases[alias]  # inputs of single heads, which only TransformerLens's own attention has
         self.components["audio_encoder"] = GeneralizedComponent(name="model.audio_tower", submodules={"blocks": blocks})
         self.components["audio_projector"] = GeneralizedComponent(name="model.audio_tower.proj")
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Ears and words of the published processor.
+
+    Attributes:
+        feature_extractor: Whisper's; its window is 300 s.
+        tokenizer: Qwen's, with the audio tokens.
+        chat_template: the processor's; the tokenizer's own if None.
+    """
+
+    feature_extractor: Any
+    tokenizer: Any
+    chat_template: str | None = None
+
+    def apply_chat_template(self, messages: Sequence[Any], **kwargs: Any) -> str:
+        """The conversation as text."""
+        return self.tokenizer.apply_chat_template(messages, chat_template=self.chat_template, **kwargs)
 
 
 class Qwen2_5Omni(PooledEars):
@@ -73,6 +106,9 @@ class Qwen2_5Omni(PooledEars):
     verified = "every named site against transformers' own class on tiny random weights; no real weights, no toy"
     audio_token = "<|AUDIO|>"
 
+    def load_processor(self, source: str, revision: str | None) -> Any:
+        return ears_and_words(source, revision)
+
     def model_class(self) -> type[PreTrainedModel]:
         return Qwen2_5OmniThinkerForConditionalGeneration
 
@@ -85,6 +121,16 @@ class Qwen2_5Omni(PooledEars):
         system = {"role": "system", "content": [{"type": "text", "text": SYSTEM_MARK}]}
         messages = [system, {"role": "user", "content": turn}]
         return from_chat_template(processor, prompt, self.audio_token, SYSTEM, messages)
+
+
+def ears_and_words(source: str, revision: str | None) -> Processor:
+    """The processor of a checkpoint without its eyes."""
+    published, _ = Qwen2_5OmniProcessor.get_processor_dict(source, revision=revision)
+    return Processor(
+        WhisperFeatureExtractor.from_pretrained(source, revision=revision),
+        AutoTokenizer.from_pretrained(source, revision=revision),
+        published.get("chat_template"),
+    )
 
 
 FAMILY = Qwen2_5Omni()

@@ -7,19 +7,30 @@
     unembed                   lm_head
 
 Source: transformers' `modeling_voxtral` and the paper (arXiv 2507.13264). The model hears the silence behind a clip,
-too: a clip takes 375 positions however short it is, and those after its end hear nothing of it. It can hear several
-windows; here a clip is one, and a longer one is refused. The prompt is Mistral's instruction format; it has a system
-turn only where one is given.
+too: a clip takes 375 positions however short it is, and since the tower attends to a whole window without a mask, those
+after its end know of it, too. It can hear several windows; here a clip is one, and a longer one is refused. The
+prompt is Mistral's instruction format; it has a system turn only where one is given.
+
+The repos have their vocabulary in ``tekken.json`` alone. Mistral's own tokenizer tells no offsets of tokens; where its
+library is missing, transformers reads the file, but leaves its special tokens unnamed. `mistral_processor` names them.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter
-from transformers import PreTrainedModel, VoxtralForConditionalGeneration
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    VoxtralForConditionalGeneration,
+    VoxtralProcessor,
+    WhisperFeatureExtractor,
+)
+from transformers.utils import cached_file
 
 from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.patch import Family, Heard, Segment, check_placeholders, mel_features
@@ -51,9 +62,12 @@ class Voxtral(Family):
     name = "voxtral"
     architectures = ("VoxtralForConditionalGeneration",)
     repo_ids = ("mistralai/Voxtral-Mini-3B-2507", "mistralai/Voxtral-Small-24B-2507")
-    verified = "every named site against transformers' own class on tiny random weights; no real weights, no toy"
+    verified = "every named site against transformers' own class, on tiny random weights only; not Mistral's tokenizer"
     audio_token = "[AUDIO]"
     positions_per_second = 12.5
+
+    def load_processor(self, source: str, revision: str | None) -> Any:
+        return mistral_processor(source, revision)
 
     def model_class(self) -> type[PreTrainedModel]:
         return VoxtralForConditionalGeneration
@@ -89,6 +103,24 @@ class Voxtral(Family):
 
     def entrance(self, name: str) -> str:
         return "audio_encoder" if name == "input_features" else "embed"
+
+
+def mistral_processor(source: str, revision: str | None) -> VoxtralProcessor:
+    """The processor of a checkpoint, its vocabulary in a fast tokenizer that knows its special tokens."""
+    try:  # by name: without a network, transformers looks for this file in folders alone
+        vocabulary = os.path.dirname(cached_file(source, "tekken.json", revision=revision))
+    except OSError:  # saved by transformers, in its own files
+        vocabulary = source
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(
+        vocabulary,
+        revision=revision,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        add_bos_token=True,  # as Mistral's own does; TransformerLens would load a tokenizer without it once more
+    )
+    return VoxtralProcessor(WhisperFeatureExtractor.from_pretrained(source, revision=revision), tokenizer)
 
 
 FAMILY = Voxtral()

@@ -1,4 +1,4 @@
-"""A tiny thinker of Qwen2.5-Omni; its processor offers what the family needs of the real one, which also sees."""
+"""A tiny thinker of Qwen2.5-Omni."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from audio_lens_plugin.patches.qwen2_5_omni import Processor
 from audio_lens_plugin.toys.tokenizer import train_tokenizer
 from tiny import CHAT_TEMPLATE, enlivened
 
@@ -25,20 +26,9 @@ SPECIAL_TOKENS = (
 )
 
 
-class Processor:
-    """Ears and words alone."""
-
-    def __init__(self) -> None:
-        self.feature_extractor = WhisperFeatureExtractor(feature_size=20, chunk_length=4)
-        self.tokenizer = train_tokenizer(Qwen2Tokenizer(padding_side="left"), SPECIAL_TOKENS)
-
-    def apply_chat_template(self, messages, **kwargs) -> str:
-        return self.tokenizer.apply_chat_template(messages, chat_template=CHAT_TEMPLATE, **kwargs)
-
-
 def build():
-    processor = Processor()
-    tokenizer = processor.tokenizer
+    tokenizer = train_tokenizer(Qwen2Tokenizer(padding_side="left"), SPECIAL_TOKENS)
+    processor = Processor(WhisperFeatureExtractor(feature_size=20, chunk_length=4), tokenizer, CHAT_TEMPLATE)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     audio_config = dict(
         num_mel_bins=20,
