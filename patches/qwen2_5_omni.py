@@ -12,7 +12,7 @@ attention gives a tensor, and its blocks give a tuple of one. The positions of a
 TMRoPE counts a position of audio as it counts a word.
 
 A repo holds the whole model; of its weights, transformers' thinker class takes its own. Its processor also sees, which
-needs torchvision; `Processor` is the rest of it.
+needs torchvision; `Processor` is the rest of it. Before transformers 5.21 the thinker's modules lie elsewhere.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from transformers import (
     Qwen2_5OmniThinkerForConditionalGeneration,
     WhisperFeatureExtractor,
 )
+from transformers.utils.versions import require_version
 
-from audio_lens_plugin.patch import QUESTION_MARK, SYSTEM_MARK, PooledEars, Segment, from_chat_template
+from audio_lens_plugin.patch import QUESTION_MARK, SYSTEM_MARK, Loaded, PooledEars, Segment, from_chat_template
 from audio_lens_plugin.prompts import Prompt
 
 SYSTEM = (
@@ -105,6 +106,15 @@ class Qwen2_5Omni(PooledEars):
     repo_ids = ("Qwen/Qwen2.5-Omni-7B", "Qwen/Qwen2.5-Omni-3B")
     verified = "every named site against transformers' own class on tiny random weights; no real weights, no toy"
     audio_token = "<|AUDIO|>"
+
+    def load(self, source: str, revision: str | None, **kwargs: Any) -> Loaded:
+        """Load the thinker.
+
+        Raises:
+            ImportError: transformers older than 5.21.
+        """
+        require_version("transformers>=5.21", "Its Qwen2.5-Omni has the modules that this library names from 5.21 on.")
+        return super().load(source, revision, **kwargs)
 
     def load_processor(self, source: str, revision: str | None) -> Any:
         return ears_and_words(source, revision)

@@ -20,6 +20,7 @@ early, before the line break of their turn's header. ``prompt_style="clean"`` wr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -118,8 +119,12 @@ class Desta(Family):
         return HookedDestaAdapter
 
     def render(self, processor: Any, prompt: Prompt) -> list[Segment]:
-        """The prompt of the release; ``system=""`` leaves the system turn out."""
-        system = SYSTEM[processor.release] if prompt.system is None else prompt.system
+        """The prompt of the release; ``system=""`` leaves the system turn out.
+
+        Space around a turn's words is cut off, as the published templates do.
+        """
+        system = (SYSTEM[processor.release] if prompt.system is None else prompt.system).strip()
+        prompt = replace(prompt, question=(prompt.words or "").strip(), options=None)
         if processor.release == "desta2.5":
             segments = self._llama31(processor, prompt, system)
         else:
@@ -169,7 +174,11 @@ class Desta(Family):
         return Heard({"input_features": _features(processor, clips, truncate)}, (processor.prompt_size,) * len(clips))
 
     def transcribe(self, module: PreTrainedModel, processor: Any, clips: Sequence[Clip], truncate: bool) -> list[str]:
-        """Whisper's own words, with its own generation settings; DeSTA2.5 limits their number and strips spaces."""
+        """Whisper's own words, with its own generation settings; DeSTA2.5 limits their number and strips spaces.
+
+        DeSTA2.5's code first asks a voice-activity model, and writes " " where that hears no speech; none is here.
+        Give such clips ``transcript=" "``: of noise and silence, Whisper invents words.
+        """
         whisper = module.model.whisper
         features = _features(processor, clips, truncate).to(whisper.device, whisper.dtype)
         newer = processor.release == "desta2.5"
@@ -181,6 +190,9 @@ class Desta(Family):
         features: Any = inputs.get("input_features")
         config = module.config
         check_placeholders(inputs, config.audio_token_id, lambda: len(features) * config.prompt_size)
+        window = 2 * config.audio_config.max_source_positions
+        if features is not None and features.shape[-1] != window:
+            raise PromptError(f"Whisper takes a full window of {window} mel frames, not {features.shape[-1]}.")
 
     def entrance(self, name: str) -> str:
         return "audio_encoder" if name == "input_features" else "embed"
@@ -188,7 +200,7 @@ class Desta(Family):
 
 def _features(processor: Any, clips: Sequence[Clip], truncate: bool) -> torch.Tensor:
     """Log-mel features of clips, each a full window."""
-    if processor.original_quirks:
+    if processor.original_quirks and processor.release == "desta2":
         clips = [clip.at_rate(DETOUR) for clip in clips]
     return mel_features(processor.feature_extractor, clips, SHORTEST, truncate)[0]
 

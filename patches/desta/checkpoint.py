@@ -10,7 +10,7 @@ weights they change. What our own code saves is one checkpoint with everything i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,11 @@ PUBLISHED = {
     "DestaModel": ("desta2", "llama_model_id", "whisper_model_id", "qformer_connector.pth"),
     "desta25": ("desta2.5", "llm_model_id", "encoder_model_id", "model.safetensors"),
 }
-CONNECTOR, LORA_ALPHA = "perception.connector.", 16  # of DeSTA2.5's published code
-LORA = re.compile(r"llm_model\.(?P<module>.+)\.lora_(?P<half>[AB])\.default\.weight")
+# Of DeSTA2.5's published code: where its connector is, which kind of it is published, and what LoRA changes, how much.
+CONNECTOR, CONNECTOR_MODE = "perception.connector.", "qformer_1"
+LORA_MODULES, LORA_ALPHA = ("q_proj", "k_proj", "v_proj"), 16
+LORA = re.compile(r"llm_model\..+\.lora_[AB]\.default\.weight")
+Report = dict[str, list[str]]  # as transformers': kind of fault, keys
 RENAMED = {
     "qformer.layer.": "qformer.layers.",
     ".crossattention.self.query.": ".cross_attn.q_proj.",
@@ -57,7 +60,7 @@ def is_published(fields: Mapping[str, Any]) -> bool:
 
 def load_published(
     source: str, revision: str | None, fields: Mapping[str, Any], audio_token_id: int, **kwargs: Any
-) -> tuple[PreTrainedModel, dict[str, list[str]]]:
+) -> tuple[PreTrainedModel, Report]:
     """Base models, connector and low-rank changes put together.
 
     Args:
@@ -66,7 +69,12 @@ def load_published(
 
     Returns:
         the module, and a report as transformers gives: missing, unexpected and mismatched keys.
+
+    Raises:
+        ValueError: a connector of another kind than was published.
     """
+    if fields.get("connector_mode", CONNECTOR_MODE) != CONNECTOR_MODE:
+        raise ValueError(f"{source}: the connector is a {fields['connector_mode']!r}; only {CONNECTOR_MODE!r} is known.")
     release, llama_field, whisper_field, weights_file = PUBLISHED[fields["model_type"]]
     llama, of_llama = LlamaForCausalLM.from_pretrained(fields[llama_field], output_loading_info=True, **kwargs)
     ears = {name: value for name, value in kwargs.items() if name == "attn_implementation"}
@@ -82,14 +90,17 @@ def load_published(
         audio_token_id=audio_token_id,
         transcription=whisper.generation_config.to_dict(),
     )
+    config._commit_hash = fields.get("_commit_hash")
     connector = DestaConnector(config)
     path = Path(cached_file(source, weights_file, revision=revision))
     own, lora, unknown = sorted_weights(read_weights(path), release)
     report = filled(connector, own)
-    report["unexpected_keys"] += [*unknown, *merge_lora(llama, lora)]
-    for part, found in (("llama", of_llama), ("whisper", of_whisper)):
-        for kind, keys in report.items():
+    changed = merge_lora(llama, lora) if fields.get("use_lora") else {"unexpected_keys": [*lora]}
+    for kind, keys in report.items():
+        keys += changed.get(kind, [])
+        for part, found in (("llama", of_llama), ("whisper", of_whisper)):
             keys += [f"{part}: {key}" for key in found.get(kind, ())]
+    report["unexpected_keys"] += unknown
     return assemble(config, llama, whisper, connector, **ears), report
 
 
@@ -118,7 +129,7 @@ def our_name(published: str) -> str:
     return published
 
 
-def filled(connector: DestaConnector, weights: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
+def filled(connector: DestaConnector, weights: Mapping[str, torch.Tensor]) -> Report:
     """Fill the connector; returns the report of keys that did not fit."""
     needed = connector.state_dict()
     fitting = {
@@ -133,24 +144,31 @@ def filled(connector: DestaConnector, weights: Mapping[str, torch.Tensor]) -> di
 
 
 @torch.no_grad()
-def merge_lora(llama: nn.Module, lora: Mapping[str, torch.Tensor]) -> list[str]:
-    """Add low-rank changes to the weights they change, W + alpha / rank * B A; returns names that fit nothing."""
-    modules = dict(llama.named_modules())
-    unknown = []
-    for name, down in _halves(lora, "A"):
-        up = lora.get(name.replace(".lora_A.", ".lora_B."))
-        module = modules.get(LORA.fullmatch(name)["module"])  # type: ignore[index]
-        if up is None or module is None:
-            unknown.append(name)
+def merge_lora(llama: nn.Module, lora: Mapping[str, torch.Tensor]) -> Report:
+    """Add low-rank changes to the weights they change, W + alpha / rank * B A; returns the report of keys.
+
+    Raises:
+        ValueError: a weight that is not in memory.
+    """
+    changed = {name: module for name, module in llama.named_modules() if name.endswith(LORA_MODULES)}
+    pairs = {tuple(f"llm_model.{name}.lora_{half}.default.weight" for half in "AB"): changed[name] for name in changed}
+    needed = {name for pair in pairs for name in pair}
+    mismatched = []
+    for pair, module in pairs.items():
+        if not set(pair) <= set(lora):
             continue
-        change = up.float() @ down.float() * (LORA_ALPHA / len(down))
-        module.weight += change.to(module.weight.device, module.weight.dtype)
-    alone = [name for name, _ in _halves(lora, "B") if name.replace(".lora_B.", ".lora_A.") not in lora]
-    return unknown + alone
-
-
-def _halves(lora: Mapping[str, torch.Tensor], half: str) -> Iterable[tuple[str, torch.Tensor]]:
-    return [(name, tensor) for name, tensor in lora.items() if LORA.fullmatch(name)["half"] == half]  # type: ignore[index]
+        down, up = (lora[name].float() for name in pair)
+        if (len(up), len(down), down.shape[1]) != (module.out_features, up.shape[1], module.in_features):
+            mismatched += [*pair]
+            continue
+        if module.weight.is_meta:
+            raise ValueError(f"{pair[0]} cannot be added to an offloaded weight; choose another device_map.")
+        module.weight += (up @ down * (LORA_ALPHA / len(down))).to(module.weight.device, module.weight.dtype)
+    return {
+        "missing_keys": sorted(needed - set(lora)),
+        "unexpected_keys": sorted(set(lora) - needed),
+        "mismatched_keys": mismatched,
+    }
 
 
 def assemble(

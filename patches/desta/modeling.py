@@ -69,6 +69,11 @@ class DestaPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The language model's, which is what a saved configuration says; the first parameter is Whisper's."""
+        return self.get_input_embeddings().weight.dtype
+
 
 class DestaModel(DestaPreTrainedModel):
     """Whisper, connector and Llama; clips are written over their placeholders before the first block."""
@@ -93,10 +98,12 @@ class DestaModel(DestaPreTrainedModel):
         """Either ids, with the clips that their placeholders stand for, or embeddings into which the clips are merged.
 
         Raises:
-            ValueError: both or neither; another number of placeholders than of vectors.
+            ValueError: both or neither; features beside embeddings; another number of placeholders than of vectors.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds.")
+        if inputs_embeds is not None and input_features is not None:
+            raise ValueError("input_features go with input_ids: in inputs_embeds no place for them is marked.")
         if input_ids is not None:
             is_audio = input_ids == self.config.audio_token_id
             # The placeholder need not be in the table: it is overwritten.
@@ -128,14 +135,33 @@ class DestaForConditionalGeneration(CausalLMWithEars, DestaPreTrainedModel, Gene
         self.post_init()
 
     def prepare_inputs_for_generation(
-        self, *args: Any, is_first_iteration: bool = False, use_cache: bool = True, **kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        next_sequence_length: int | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool = False,
+        use_cache: bool = True,
+        input_features: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        """The clips go with the step that sees their placeholders: the first, or every one where nothing is cached."""
-        features = kwargs.pop("input_features", None)
+        """The clips go with the step that sees their placeholders: the first, or every one where nothing is cached.
+
+        Raises:
+            ValueError: clips in a prompt that is read in chunks.
+        """
         inputs = super().prepare_inputs_for_generation(
-            *args, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            use_cache=use_cache,
+            **kwargs,
         )
-        return {**inputs, "input_features": features} if is_first_iteration or not use_cache else inputs
+        if is_first_iteration or not use_cache:
+            return {**inputs, "input_features": input_features}
+        if input_features is not None and next_sequence_length is None:  # a later step says how much is new
+            raise ValueError("a prompt with clips is read at once: leave prefill_chunk_size unset.")
+        return inputs
 
 
 AutoModel.register(DestaConfig, DestaModel, exist_ok=True)

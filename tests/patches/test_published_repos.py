@@ -15,6 +15,7 @@ from transformers import Qwen2_5OmniProcessor, VoxtralProcessor
 from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.loading import load
+from audio_lens_plugin.patches.qwen2_5_omni import FAMILY as OMNI
 from audio_lens_plugin.patches.qwen2_5_omni import Processor
 
 PARTS = {"model.language_model.": "model.", "model.audio_tower.": "audio_tower.", "model.visual.": "visual."}
@@ -77,3 +78,9 @@ def test_the_thinker_is_taken_out_of_the_whole_omni(omni_repo: LALM, tmp_path: P
     assert isinstance(lalm.processor, Processor)
     assert not isinstance(lalm.processor, Qwen2_5OmniProcessor)  # that one needs torchvision
     assert same_answers(lalm, omni_repo, clips[0])
+
+
+def test_omni_says_which_transformers_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "5.20.0")
+    with pytest.raises(ImportError, match=r"transformers>=5\.21.*found transformers==5\.20\.0"):
+        OMNI.load("anywhere", None)

@@ -23,6 +23,7 @@ from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.loading import LoadError, load
 from audio_lens_plugin.patches.desta import FAMILY
 from audio_lens_plugin.patches.desta.checkpoint import RENAMED, our_name
+from audio_lens_plugin.patches.desta.configuration import published_targets
 from audio_lens_plugin.prompts import PromptError
 from audio_lens_plugin.spans import Role
 
@@ -315,6 +316,21 @@ def test_the_newer_release_reads_layers_one_deeper(newer: Path, lalm: LALM) -> N
     assert load(newer).module.config.target_layers == [3, 6, 9, 12]
     assert lalm.module.config.target_layers == [2, 5, 8, 11]
     assert len(load(newer).module.model.multi_modal_projector.qformer.layers) == 3
+
+
+@pytest.mark.parametrize(("whisper", "layers"), [("tiny", 4), ("small", 12), ("medium", 24), ("large-v3", 32)])
+def test_targets_lie_evenly_and_the_newer_ones_one_deeper(whisper: str, layers: int) -> None:
+    older, newer = published_targets("desta2", layers), published_targets("desta2.5", layers)
+    step = older[1] - older[0]
+    assert older == tuple(range(step - 1, layers, step))
+    assert newer[-1] == layers
+    assert {target - 1 for target in newer} <= set(older)
+
+
+@pytest.mark.parametrize(("release", "layers"), [("desta3", 32), ("desta2", 6)])
+def test_a_release_that_was_never_published_has_no_targets(release: str, layers: int) -> None:
+    with pytest.raises(ValueError, match="give target_layers"):
+        published_targets(release, layers)
 
 
 def test_the_last_target_of_the_newer_release_is_not_normed(newer: Path) -> None:
