@@ -182,9 +182,11 @@ def assemble(
     with torch.device("meta"):
         module = DestaForConditionalGeneration._from_config(config, **kwargs)
     whisper.model.encoder.__class__ = LayeredWhisperEncoder  # the same parameters, and every layer's output
-    ears = llama.get_input_embeddings().weight.device
-    module.model.whisper = whisper.to(ears)
-    module.model.multi_modal_projector = connector.to(ears)
+    entry = llama.get_input_embeddings()
+    hook = getattr(entry, "_hf_hook", None)  # accelerate's, where the weight itself is elsewhere
+    place = getattr(hook, "execution_device", None) or entry.weight.device
+    module.model.whisper = whisper.to(place)
+    module.model.multi_modal_projector = connector.to(place)
     module.model.language_model, module.lm_head = llama.model, llama.lm_head
     module.generation_config = llama.generation_config
     if places := getattr(llama, "hf_device_map", None):

@@ -69,5 +69,5 @@ def tekken() -> dict:
             "default_num_special_tokens": len(special),
         },
         "vocab": [{"token_bytes": base64.b64encode(piece).decode()} for piece in pieces],
-        "special_tokens": [{"rank": rank, "token_str": token} for rank, token in special.items()],
+        "special_tokens": [{"rank": rank, "token_str": token, "is_control": True} for rank, token in special.items()],
     }
