@@ -31,6 +31,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 from transformers.utils import cached_file
+from transformers.utils.versions import require_version
 
 from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.patch import Family, Heard, Segment, check_placeholders, mel_features
@@ -106,7 +107,12 @@ class Voxtral(Family):
 
 
 def mistral_processor(source: str, revision: str | None) -> VoxtralProcessor:
-    """The processor of a checkpoint, its vocabulary in a fast tokenizer that knows its special tokens."""
+    """The processor of a checkpoint, its vocabulary in a fast tokenizer that knows its special tokens.
+
+    Raises:
+        ImportError: transformers older than 5.16.
+    """
+    require_version("transformers>=5.16", "It reads the special tokens of Voxtral's tekken.json from 5.16 on.")
     try:  # by name: without a network, transformers looks for this file in folders alone
         vocabulary = os.path.dirname(cached_file(source, "tekken.json", revision=revision))
     except OSError:  # saved by transformers, in its own files

@@ -17,6 +17,7 @@ from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.loading import load
 from audio_lens_plugin.patches.qwen2_5_omni import FAMILY as OMNI
 from audio_lens_plugin.patches.qwen2_5_omni import Processor
+from audio_lens_plugin.patches.voxtral import mistral_processor
 
 PARTS = {"model.language_model.": "model.", "model.audio_tower.": "audio_tower.", "model.visual.": "visual."}
 
@@ -80,7 +81,9 @@ def test_the_thinker_is_taken_out_of_the_whole_omni(omni_repo: LALM, tmp_path: P
     assert same_answers(lalm, omni_repo, clips[0])
 
 
-def test_omni_says_which_transformers_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "5.20.0")
-    with pytest.raises(ImportError, match=r"transformers>=5\.21.*found transformers==5\.20\.0"):
+def test_families_say_which_transformers_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "5.15.0")
+    with pytest.raises(ImportError, match=r"transformers>=5\.21.*found transformers==5\.15\.0"):
         OMNI.load("anywhere", None)
+    with pytest.raises(ImportError, match=r"transformers>=5\.16.*found transformers==5\.15\.0"):
+        mistral_processor("anywhere", None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from transformers import PreTrainedModel
+from packaging.version import Version
+from transformers import PreTrainedModel, __version__
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for part in m['content'] %}{% if part['type'] == 'audio' %}"
@@ -24,3 +26,9 @@ def enlivened(model: PreTrainedModel) -> PreTrainedModel:
                 scale = 0.2 if name.endswith(adding) else 1.0
                 parameter.normal_(std=scale / parameter[0].numel() ** 0.5)
     return model
+
+
+def needs_transformers(version: str) -> None:
+    """Skip where the family, too, refuses the installed transformers."""
+    if Version(__version__) < Version(version):
+        pytest.skip(f"this family needs transformers {version}, and says so")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
-from packaging.version import Version
 from transformers import (
     Qwen2_5OmniThinkerConfig,
     Qwen2_5OmniThinkerForConditionalGeneration,
     Qwen2Tokenizer,
     WhisperFeatureExtractor,
-    __version__,
 )
 
 from audio_lens_plugin.patches.qwen2_5_omni import Processor
 from audio_lens_plugin.toys.tokenizer import train_tokenizer
-from tiny import CHAT_TEMPLATE, enlivened
+from tiny import CHAT_TEMPLATE, enlivened, needs_transformers
 
 SPECIAL_TOKENS = (
     "<|im_start|>",
@@ -30,8 +27,7 @@ SPECIAL_TOKENS = (
 
 
 def build():
-    if Version(__version__) < Version("5.21"):
-        pytest.skip("before transformers 5.21 the modules of Qwen2.5-Omni lie elsewhere; the family refuses it")
+    needs_transformers("5.21")
     tokenizer = train_tokenizer(Qwen2Tokenizer(padding_side="left"), SPECIAL_TOKENS)
     processor = Processor(WhisperFeatureExtractor(feature_size=20, chunk_length=4), tokenizer, CHAT_TEMPLATE)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}

@@ -19,7 +19,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from audio_lens_plugin.patches.voxtral import mistral_processor
 from audio_lens_plugin.toys.tokenizer import train_tokenizer
-from tiny import enlivened
+from tiny import enlivened, needs_transformers
 
 RANKS = {"<unk>": 0, "<s>": 1, "</s>": 2, "[INST]": 3, "[/INST]": 4, "<pad>": 11}  # as in the published file
 RANKS |= {"[SYSTEM_PROMPT]": 17, "[/SYSTEM_PROMPT]": 18, "[AUDIO]": 24, "[BEGIN_AUDIO]": 25}
@@ -27,6 +27,7 @@ SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"  # words with t
 
 
 def build():
+    needs_transformers("5.16")
     with TemporaryDirectory() as folder:
         Path(folder, "tekken.json").write_text(json.dumps(tekken()))
         WhisperFeatureExtractor(feature_size=20, chunk_length=4).save_pretrained(folder)
