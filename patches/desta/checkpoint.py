@@ -9,7 +9,6 @@ weights they change. What our own code saves is one checkpoint with everything i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ PUBLISHED = {
 # Of DeSTA2.5's published code: where its connector is, which kind of it is published, and what LoRA changes, how much.
 CONNECTOR, CONNECTOR_MODE = "perception.connector.", "qformer_1"
 LORA_MODULES, LORA_ALPHA = ("q_proj", "k_proj", "v_proj"), 16
-LORA = re.compile(r"llm_model\..+\.lora_[AB]\.default\.weight")
 Report = dict[str, list[str]]  # as transformers': kind of fault, keys
 RENAMED = {
     "qformer.layer.": "qformer.layers.",
@@ -73,8 +71,8 @@ def load_published(
     Raises:
         ValueError: a connector of another kind than was published.
     """
-    if fields.get("connector_mode", CONNECTOR_MODE) != CONNECTOR_MODE:
-        raise ValueError(f"{source}: the connector is a {fields['connector_mode']!r}; only {CONNECTOR_MODE!r} is known.")
+    if (mode := fields.get("connector_mode", CONNECTOR_MODE)) != CONNECTOR_MODE:
+        raise ValueError(f"{source}: its connector is of the kind {mode!r}; only {CONNECTOR_MODE!r} was published.")
     release, llama_field, whisper_field, weights_file = PUBLISHED[fields["model_type"]]
     llama, of_llama = LlamaForCausalLM.from_pretrained(fields[llama_field], output_loading_info=True, **kwargs)
     ears = {name: value for name, value in kwargs.items() if name == "attn_implementation"}
@@ -93,14 +91,13 @@ def load_published(
     config._commit_hash = fields.get("_commit_hash")
     connector = DestaConnector(config)
     path = Path(cached_file(source, weights_file, revision=revision))
-    own, lora, unknown = sorted_weights(read_weights(path), release)
+    own, others = sorted_weights(read_weights(path), release)
     report = filled(connector, own)
-    changed = merge_lora(llama, lora) if fields.get("use_lora") else {"unexpected_keys": [*lora]}
+    changed = merge_lora(llama, others) if fields.get("use_lora") else {"unexpected_keys": [*others]}
     for kind, keys in report.items():
         keys += changed.get(kind, [])
         for part, found in (("llama", of_llama), ("whisper", of_whisper)):
             keys += [f"{part}: {key}" for key in found.get(kind, ())]
-    report["unexpected_keys"] += unknown
     return assemble(config, llama, whisper, connector, **ears), report
 
 
@@ -111,15 +108,11 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def sorted_weights(
     weights: Mapping[str, torch.Tensor], release: str
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]:
-    """A release's own weights: the connector's under our names, the low-rank changes, and names that are neither."""
-    if release == "desta2":
-        return {our_name(name): tensor for name, tensor in weights.items()}, {}, []
-    own = {
-        our_name(name.removeprefix(CONNECTOR)): tensor for name, tensor in weights.items() if name.startswith(CONNECTOR)
-    }
-    lora = {name: tensor for name, tensor in weights.items() if LORA.fullmatch(name)}
-    return own, lora, [name for name in weights if not (name.startswith(CONNECTOR) or name in lora)]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A release's own weights: the connector's under our names, and the others (low-rank changes, if all is well)."""
+    prefix = "" if release == "desta2" else CONNECTOR
+    own = {our_name(name.removeprefix(prefix)): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    return own, {name: tensor for name, tensor in weights.items() if not name.startswith(prefix)}
 
 
 def our_name(published: str) -> str:
