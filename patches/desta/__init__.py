@@ -98,8 +98,8 @@ class Desta(Family):
     def load(self, source: str, revision: str | None, **kwargs: Any) -> Loaded:
         """As `Family.load`.
 
-        ``prompt_style``: "released" (default) or "clean"; ``original_quirks=True`` resamples by way of 22,050 Hz as the
-        original does. What is published is put together from its parts.
+        ``prompt_style``: "released" (default) or "clean"; ``original_quirks=True`` resamples by way of 22,050 Hz as
+        DeSTA2's code does; neither changes DeSTA2.5. What is published is put together from its parts.
         """
         own = {name: kwargs.pop(name) for name in OWN_OPTIONS if name in kwargs}
         fields, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
@@ -177,7 +177,7 @@ class Desta(Family):
         """Whisper's own words, with its own generation settings; DeSTA2.5 limits their number and strips spaces.
 
         DeSTA2.5's code first asks a voice-activity model, and writes " " where that hears no speech; none is here.
-        Give such clips ``transcript=" "``: of noise and silence, Whisper invents words.
+        Give such clips ``transcript=" "``: of noise and silence, Whisper can invent words.
         """
         whisper = module.model.whisper
         features = _features(processor, clips, truncate).to(whisper.device, whisper.dtype)

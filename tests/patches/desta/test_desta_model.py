@@ -185,6 +185,12 @@ def test_transformers_own_classes_load_what_we_save(
     assert own == theirs != [""]
 
 
+def test_generation_ends_where_the_llama_ends(lalm: LALM, tmp_path: Path) -> None:
+    lalm.module.save_pretrained(tmp_path)
+    again = DestaForConditionalGeneration.from_pretrained(tmp_path)
+    assert lalm.module.generation_config.eos_token_id == again.generation_config.eos_token_id == [316, 319]
+
+
 def test_clips_transcribed_together_are_transcribed_as_alone(lalm: LALM) -> None:
     numbers = golden("desta2", "committed")
     clips = [clip_of(numbers, case) for case in CASES]
@@ -240,6 +246,15 @@ def test_weights_that_do_not_fit_the_newer_release_are_refused(
 
 def test_a_newer_release_without_low_rank_changes_loads(newer: Path) -> None:
     assert load(newer).processor.release == "desta2.5"
+
+
+def test_the_newer_release_tokenises_a_transcript_on_its_own(newer: Path) -> None:
+    """Llama 3 has a token for " <": it must not join the words to the tag behind them."""
+    lalm = load(newer)
+    lalm.tokenizer.add_tokens([" <"])
+    batch = lalm.prompt(clip_of(golden("desta2", "committed"), "audio16k"), transcript="a ")
+    said = lalm.tokenizer("a ", add_special_tokens=False)["input_ids"]
+    assert batch.inputs["input_ids"][0, batch.at("transcript").cols].tolist() == said
 
 
 def test_a_connector_of_another_kind_is_refused(newer: Path) -> None:
