@@ -10,7 +10,7 @@ import pytest
 import torch
 from golden import golden
 from safetensors.torch import load_file, save_file
-from test_desta import CASES, clip_of, inputs_of, write_parts
+from test_desta import CASES, clip_of, inputs_of
 from transformers import AutoModelForCausalLM, AutoProcessor, DynamicCache
 
 from audio_lens_plugin.lalm import LALM
@@ -22,18 +22,6 @@ from audio_lens_plugin.prompts import PromptError
 
 NEW = 12
 LORA = "llm_model.model.layers.{}.self_attn.{}.lora_{}.default.weight"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("desta2")
-    write_parts(folder, golden("desta2", "committed"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def lalm(folder: Path) -> LALM:
-    return load(folder, original_quirks=True)
 
 
 @pytest.fixture(scope="module")
