@@ -157,6 +157,11 @@ class LALM:
         return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
     @property
+    def n_heads(self) -> int:
+        """Number of attention heads of the language model's blocks (query heads, where keys have fewer)."""
+        return self.module.config.get_text_config().num_attention_heads
+
+    @property
     def dtype(self) -> torch.dtype:
         """Dtype of the language model's weights (some families keep their ears in float32)."""
         return self.ln_final._module.weight.dtype

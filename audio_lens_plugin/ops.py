@@ -5,6 +5,7 @@ room: torch is the only import, imports stand at the top, and there are no class
 reading `block.output` waits for the forward pass to reach it, so sites are read in forward order.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,284 @@ def write_masks_back(blocks: Any) -> None:
         args, kwargs = block.attn.inputs
         mask = kwargs.get("attention_mask")
         block.attn.inputs = (args, {**kwargs, "attention_mask": None if mask is None else mask.clone()})
+
+
+def keep_run(
+    blocks: Any, sites: list[tuple[int, str]], writes: dict[int, list[dict[str, Any]]], d_head: int
+) -> tuple[list[torch.Tensor], list[Any], dict[str, Any], dict[tuple[int, str], torch.Tensor]]:
+    """Keep everything of the forward pass that is running from which edited passes can go on.
+
+    Args:
+        sites: (layer, name) of the activations to keep beside the residual stream.
+        writes: edits of the run itself, by layer (see `write`).
+
+    Returns:
+        the state that enters every block, and that which leaves the last, ``[batch, pos, d_model]``; the cache;
+        the keywords that the model gives its blocks; the activations of ``sites``, heads split.
+    """
+    states, kept = [], {}
+    for layer, block in enumerate(blocks):
+        args, given = block.inputs
+        if layer == 0:
+            frame = {name: value for name, value in given.items() if name in FRAME}
+            cache = given["past_key_values"]
+        entering = written(args[0], writes.get(layer, []), "hook_resid_pre", d_head)
+        if entering is not args[0]:
+            block.inputs = ((entering, *args[1:]), given)
+        states.append(entering)
+        for site in SITES:
+            edit_site(block, writes.get(layer, []), site, d_head)
+            if (layer, site) in sites:
+                kept[layer, site] = SITES[site](block, d_head)
+    states.append(blocks[-1].output)
+    return states, [(part.keys, part.values) for part in cache.layers], frame, kept
+
+
+def keep_tower(blocks: Any) -> list[torch.Tensor]:
+    """What enters every block of the audio tower, and what leaves the last: ``[clips, frames, d]`` each."""
+    states = [block.input for block in blocks]
+    return [*states, first_of(blocks[-1].output)]
+
+
+def rerun_tower(blocks: Any, states: list[torch.Tensor], writes: list[dict[str, Any]]) -> None:
+    """Go on with the audio tower from stored states; each row of the running pass has one edit.
+
+    Blocks up to the first one that is edited give what they gave: a model may read what leaves any of them.
+
+    Args:
+        states: of one clip, as `keep_tower` gives them, ``[1, frames, d]``.
+        writes: by row: ``layer`` (the block whose output is edited), ``frames`` and ``values``.
+    """
+    first = min(write["layer"] for write in writes)
+    width = blocks[0].input.shape[1]  # some towers run no more frames than the longest clip of the batch has
+    for layer, block in enumerate(blocks):
+        stored = states[layer + 1][:, :width].expand(len(writes), -1, -1)
+        if layer < first:
+            block.skip(stored)
+        elif layer == first:
+            block.skip(edited_tower(stored, stored, writes, layer))
+        elif any(write["layer"] == layer for write in writes):
+            given = block.output
+            new = edited_tower(first_of(given), stored, writes, layer)
+            block.output = (new, *given[1:]) if isinstance(given, tuple) else new
+
+
+def edited_tower(state: torch.Tensor, stored: torch.Tensor, writes: list[dict[str, Any]], layer: int) -> torch.Tensor:
+    """The rows that are edited at this layer go on from the stored state."""
+    state = state.clone()
+    for row, write in enumerate(writes):
+        if write["layer"] == layer:
+            state[row] = stored[row]
+            state[row, write["frames"].to(state.device)] = write["values"].to(state.device, state.dtype)
+    return state
+
+
+def first_of(output: Any) -> torch.Tensor:
+    """The state among a block's outputs."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+FRAME = ("attention_mask", "position_embeddings", "position_ids", "query_scale")
+"""Keywords of a block that differ from row to row or from position to position."""
+
+
+def run_wave(
+    blocks: Any,
+    states: list[torch.Tensor],
+    cache: list[tuple[torch.Tensor, torch.Tensor]],
+    frame: dict[str, Any],
+    wave: dict[str, Any],
+) -> torch.Tensor:
+    """Run edited passes together; a pass joins at the first layer that it edits.
+
+    The forward pass that is running is only the carrier: each block is given the states of the rows that have joined,
+    the stored keys and values of the positions before ``wave["first_col"]``, and the keywords that the stored run gave
+    its blocks, cut to these rows and to the positions from there on.
+
+    Args:
+        states, cache, frame: of the stored run, as `keep_run` gives them.
+        wave: ``rows`` (row of the stored run that each pass edits, in the order in which they join), ``joined`` (how
+            many have joined at each layer, and after the last), ``first_col``, ``d_head``, ``writes`` and ``cuts`` (by
+            layer; ``row`` is the pass, columns count from ``first_col``).
+
+    Returns:
+        what leaves the last block at the last position, ``[passes, d_model]``.
+    """
+    first_col, d_head, joined = wave["first_col"], wave["d_head"], wave["joined"]
+    depth = len(blocks)
+    first_layer = next(layer for layer in range(depth + 1) if joined[layer])
+    carried = states[0][:1, first_col:]
+    for block in list(blocks)[:first_layer]:
+        block.skip(carried)
+    running = carried[:0]
+    for layer in range(first_layer, depth):
+        block, writes, cuts = blocks[layer], wave["writes"].get(layer, []), wave["cuts"].get(layer, [])
+        args, given = block.inputs
+        running = joining(running if layer == first_layer else args[0], states[layer], wave, layer)
+        rows = wave["rows"][: joined[layer]].to(running.device)
+        running = written(running, writes, "hook_resid_pre", d_head)
+        cut_frame = {name: cut_to(name, value, rows, first_col) for name, value in frame.items()}
+        mask = causal_mask(cut_frame.get("attention_mask"), rows, first_col, states[0].shape[1])
+        cut_frame["attention_mask"] = masked(mask, cuts, running.dtype, wave["n_heads"])
+        if first_col:
+            given["past_key_values"].update(*(part[rows, :, :first_col] for part in cache[layer]), layer)
+        block.inputs = ((running, *args[1:]), {**given, **cut_frame})
+        for site in SITES:
+            edit_site(block, writes, site, d_head)
+            if site == "hook_attn_out" and any(cut["how"] != "mask" for cut in cuts):
+                reweigh(block, cuts, given["past_key_values"].layers[layer].values, d_head)
+        running = block.output
+        done = given["past_key_values"].layers[layer]  # its keys and values are not read again
+        done.keys, done.values = done.keys[:0], done.values[:0]
+    running = joining(running[:, -1:], states[depth][:, -1:], {**wave, "first_col": 0}, depth)
+    return written(running, wave["writes"].get(depth, []), "hook_resid_pre", d_head)[:, -1]
+
+
+def joining(running: torch.Tensor, stored: torch.Tensor, wave: dict[str, Any], layer: int) -> torch.Tensor:
+    """The running passes, then those that join at this layer with their row's stored state."""
+    new = wave["rows"][len(running) : wave["joined"][layer]].to(stored.device)
+    return torch.cat([running, stored[new, wave["first_col"] :].to(running.device)]) if len(new) else running
+
+
+def cut_to(name: str, value: Any, rows: torch.Tensor, first_col: int) -> Any:
+    """A keyword of the stored run for these rows, from ``first_col`` on."""
+    if isinstance(value, tuple):
+        return tuple(cut_to(name, part, rows, first_col) for part in value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    per_row = {"attention_mask": -4, "position_embeddings": -3}.get(name, -2)
+    per_position = {"attention_mask": -2, "position_embeddings": -2}.get(name, -1)
+    if value.shape[per_row] > 1:
+        value = value.index_select(per_row, rows.to(value.device))
+    else:
+        sizes = [-1] * value.ndim
+        sizes[per_row] = len(rows)
+        value = value.expand(sizes)
+    return value.narrow(per_position, first_col, value.shape[per_position] - first_col)
+
+
+def causal_mask(mask: torch.Tensor | None, rows: torch.Tensor, first_col: int, length: int) -> torch.Tensor:
+    """The mask ``[rows, 1, queries, keys]``; where a model needs none, because nothing is padded, the causal one."""
+    if mask is not None:
+        return mask
+    triangle = torch.ones(length, length, dtype=torch.bool, device=rows.device).tril()
+    return triangle[first_col:].expand(len(rows), 1, -1, -1)
+
+
+def masked(mask: torch.Tensor, cuts: list[dict[str, Any]], dtype: torch.dtype, n_heads: int) -> torch.Tensor:
+    """The mask with these cuts: blocked keys masked, weaker or stronger ones weighted before the softmax."""
+    cuts = [cut for cut in cuts if cut["how"] == "mask"]
+    if not cuts:
+        return mask
+    if any(cut["strength"] for cut in cuts) and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+    mask = mask.expand(-1, n_heads if any(cut["heads"] is not None for cut in cuts) else 1, -1, -1).clone()
+    blocked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    for cut in cuts:
+        heads_cut = slice(None) if cut["heads"] is None else cut["heads"][:, None, None]
+        place = (cut["row"], heads_cut, cut["queries"][:, None], cut["keys"])
+        mask[place] = blocked if cut["strength"] == 0 else mask[place] + math.log(cut["strength"])
+    return mask
+
+
+def reweigh(block: Any, cuts: list[dict[str, Any]], values: torch.Tensor, d_head: int) -> None:
+    """Change attention weights after the softmax: the attention's output is computed anew for the cut queries.
+
+    Args:
+        values: of the running rows, ``[rows, kv_heads, keys, d_head]``.
+    """
+    out, weights = block.attn.output[:2]
+    out = out.clone()
+    for cut in cuts:
+        if cut["how"] == "mask":
+            continue
+        row, queries, keys = cut["row"], cut["queries"], cut["keys"]
+        chosen = weights[row][:, queries].clone()
+        which = torch.arange(len(chosen), device=chosen.device) if cut["heads"] is None else cut["heads"]
+        place = (which[:, None, None], torch.arange(len(queries), device=chosen.device)[:, None], keys)
+        old = chosen[place]
+        chosen[place] = cut["strength"] * (old if cut["how"] == "zero" else old.mean(-1, keepdim=True).expand_as(old))
+        mixed = chosen @ values[row].repeat_interleave(len(chosen) // values.shape[1], dim=0)
+        out[row, queries] = block.attn.o(mixed.transpose(0, 1).flatten(1))
+    block.attn.output = (out, *block.attn.output[1:])
+
+
+def edit_site(block: Any, writes: list[dict[str, Any]], site: str, d_head: int) -> None:
+    """Write at one site of the block that is running, if there is anything to write."""
+    if not any(one["site"] == site for one in writes) or site == "hook_resid_pre":
+        return
+    if site == "hook_resid_mid":
+        # The tensor that enters ln2 is also the residual that goes round the MLP: it is changed in place.
+        inside = block.ln2.input
+        inside[:] = written(inside, writes, site, d_head)
+    elif site == "hook_attn_out":
+        block.attn.output = (written(block.attn.output[0], writes, site, d_head), *block.attn.output[1:])
+    elif site == "hook_mlp_out":
+        block.mlp.output = written(block.mlp.output, writes, site, d_head)
+    elif site == "hook_resid_post":
+        block.output = written(block.output, writes, site, d_head)
+    elif site == "attn.hook_z":
+        block.attn.o.input = written(block.attn.o.input, writes, site, d_head)
+    elif site == "mlp.hook_post":
+        block.mlp.out.input = written(block.mlp.out.input, writes, site, d_head)
+    else:
+        part = getattr(block.attn, site.removeprefix("attn.hook_"))
+        part.output = written(part.output, writes, site, d_head)
+
+
+def written(state: torch.Tensor, writes: list[dict[str, Any]], site: str, d_head: int) -> torch.Tensor:
+    """A state ``[rows, pos, width]`` with the writes at one site: ``keep`` times the old value plus ``values``."""
+    writes = [one for one in writes if one["site"] == site]
+    if not writes:
+        return state
+    new = state.clone()
+    for one in writes:
+        row, cols, units = new[one["row"]], one["cols"].to(new.device), one["units"]
+        if site.startswith("attn."):
+            row = heads(row, d_head)
+        place = (cols,) if units is None else (cols[:, None], units.to(new.device))
+        row[place] = one["keep"] * row[place] + one["values"].to(new.device, new.dtype)
+    return new
+
+
+def last_scores(
+    states: torch.Tensor,
+    ln_final: Any,
+    unembed: Any,
+    label_ids: torch.Tensor,
+    reference: torch.Tensor | None,
+    rows: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What states ``[passes, d_model]`` that left the last block say next.
+
+    Args:
+        reference: log-probabilities ``[rows, d_vocab]`` that the passes are held against; None for none.
+        rows: row of ``reference`` of each pass.
+
+    Returns:
+        label logits ``[passes, labels]``; log of the softmax's denominator ``[passes]``; rank of each label in the
+        vocabulary, 0 on top ``[passes, labels]``; divergence from the reference (nats; NaN without one) ``[passes]``.
+    """
+    device = unembed.weight.device
+    ids, found = label_ids.to(device), []
+    for chunk, of_rows in zip(states.split(CHUNK_ROWS), rows.split(CHUNK_ROWS), strict=True):
+        logits = unembed(ln_final(chunk.to(ln_final.weight.device)).to(device)).float()
+        partition = torch.logsumexp(logits, dim=-1)
+        labels = logits[:, ids]
+        ranks = torch.stack([(logits > one[:, None]).sum(-1) for one in labels.unbind(-1)], dim=-1)
+        divergence = torch.full_like(partition, torch.nan)
+        if reference is not None:
+            wanted = reference.to(device)[of_rows.to(device)]
+            divergence = (wanted.exp() * (wanted - logits + partition[:, None])).sum(-1)
+        found.append((labels, partition, ranks, divergence))
+    logits, partition, ranks, divergence = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return logits, partition, ranks, divergence
+
+
+def last_log_probs(states: torch.Tensor, ln_final: Any, unembed: Any) -> torch.Tensor:
+    """Log-probabilities of the whole vocabulary after states ``[rows, d_model]`` that left the last block."""
+    normed = ln_final(states.to(ln_final.weight.device))
+    return unembed(normed.to(unembed.weight.device)).float().log_softmax(-1)
 
 
 def vocabulary_scores(

@@ -33,7 +33,7 @@ from audio_lens_plugin.labels import Labels, form_after
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.prompts import PromptBatch, Sample
 from audio_lens_plugin.recipes import lens_figures
-from audio_lens_plugin.recipes.engine import Plan, header_of, sweep, weight_bytes
+from audio_lens_plugin.recipes.engine import Desk, Plan, header_of, sweep, weight_bytes
 from audio_lens_plugin.results import Header, bootstrap_mean, load_tables, same_header, save_tables
 from audio_lens_plugin.spans import Role, Selection
 
@@ -377,10 +377,12 @@ def logit_lens(
     if isinstance(data, PromptBatch):
         return _read(lalm, data, [str(row) for row in range(len(data))], [None] * len(data), labels, header)
 
-    def compute(samples: Sequence[Sample]) -> LensResult:
+    def compute(samples: Sequence[Sample], desk: Desk) -> LensResult:
         batch = lalm.batch([sample.prompt for sample in samples], truncate)
         truths = [labels.words[labels.index(sample.label)] for sample in samples]
-        return _read(lalm, batch, [sample.name for sample in samples], truths, labels, header)
+        found = _read(lalm, batch, [sample.name for sample in samples], truths, labels, header)
+        desk.advance(len(samples), len(samples))
+        return found
 
     return sweep(
         data,

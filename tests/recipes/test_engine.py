@@ -13,7 +13,7 @@ import torch
 
 from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.prompts import Prompt, Sample
-from audio_lens_plugin.recipes.engine import part_key, sweep
+from audio_lens_plugin.recipes.engine import Desk, part_key, sweep
 from audio_lens_plugin.results import Header
 
 HEADER = Header("names", "model", None, "weights", "float32", "sdpa", "custom", ("yes", "no"))
@@ -49,16 +49,16 @@ def run(compute, samples, folder=None, batch_size=3) -> Names:
     return sweep(samples, compute, Names, header=HEADER, batch_size=batch_size, folder=folder, progress=False)
 
 
-def names_of(samples: Sequence[Sample]) -> Names:
+def names_of(samples: Sequence[Sample], desk: Desk) -> Names:
     return Names([sample.name for sample in samples])
 
 
 def test_batches_come_in_order_and_none_is_lost() -> None:
     sizes = []
 
-    def compute(samples):
+    def compute(samples, desk):
         sizes.append(len(samples))
-        return names_of(samples)
+        return names_of(samples, desk)
 
     samples = [sample(str(index)) for index in range(7)]
     assert run(compute, samples).names == [str(index) for index in range(7)]
@@ -68,18 +68,18 @@ def test_batches_come_in_order_and_none_is_lost() -> None:
 def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
     sizes = []
 
-    def compute(samples):
+    def compute(samples, desk):
         sizes.append(len(samples))
         if len(samples) > 2:
             raise torch.OutOfMemoryError("too large")
-        return names_of(samples)
+        return names_of(samples, desk)
 
     assert run(compute, [sample(str(index)) for index in range(8)], batch_size=8).names == [str(i) for i in range(8)]
     assert sizes == [8, 4, 2, 2, 4, 2, 2]
 
 
 def test_a_single_sample_that_does_not_fit_is_an_error() -> None:
-    def compute(samples):
+    def compute(samples, desk):
         raise torch.OutOfMemoryError("too large")
 
     with pytest.raises(torch.OutOfMemoryError):
@@ -89,22 +89,22 @@ def test_a_single_sample_that_does_not_fit_is_an_error() -> None:
 def test_finished_batches_are_not_computed_again(tmp_path: Path) -> None:
     samples = [sample(str(index)) for index in range(5)]
     first = run(names_of, samples, tmp_path)
-    second = run(lambda samples: pytest.fail("computed again"), samples, tmp_path)
+    second = run(lambda samples, desk: pytest.fail("computed again"), samples, tmp_path)
     assert first == second
 
 
 def test_an_error_in_a_batch_keeps_those_before_it(tmp_path: Path) -> None:
     samples = [sample(str(index)) for index in range(6)]
 
-    def fails_late(batch):
+    def fails_late(batch, desk):
         if batch[0].name == "3":
             raise RuntimeError("dead")
-        return names_of(batch)
+        return names_of(batch, desk)
 
     with pytest.raises(RuntimeError, match="dead"):
         run(fails_late, samples, tmp_path)
     computed = []
-    run(lambda batch: computed.append(len(batch)) or names_of(batch), samples, tmp_path)
+    run(lambda batch, desk: computed.append(len(batch)) or names_of(batch, desk), samples, tmp_path)
     assert computed == [3]
 
 

@@ -1,0 +1,116 @@
+"""The engine against the naive loop, cell by cell."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import MODELS, open_model
+from naive import naive
+
+from audio_lens_plugin.lalm import LALM
+from audio_lens_plugin.recipes.cells import WRITABLE, Cell, Cut, Run, Write, run_cells, store
+
+TOLERANCE = 1e-5
+IDS = torch.tensor([5, 50, 500])
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def lalm(request: pytest.FixtureRequest) -> LALM:
+    return open_model(request.param)
+
+
+@pytest.fixture(scope="module")
+def run(lalm: LALM, clips: list) -> Run:
+    batch = lalm.prompt(clips[:2], question=["What is heard?", "What is heard in this clip?"], answer="It is a")
+    sites = [(layer, site) for layer in range(lalm.n_layers) for site in WRITABLE]
+    return store(lalm, batch, IDS, sites=sites)
+
+
+def agree(lalm: LALM, run: Run, cells: list[Cell], **kwargs) -> torch.Tensor:
+    """The engine's scores equal the naive loop's logits; returns the latter."""
+    wanted = naive(lalm, run.batch, cells)
+    found = run_cells(lalm, run, cells, IDS, **kwargs)
+    torch.testing.assert_close(found.label_logits, wanted[:, IDS], atol=TOLERANCE, rtol=TOLERANCE)
+    torch.testing.assert_close(found.log_partition, wanted.logsumexp(-1), atol=TOLERANCE, rtol=TOLERANCE)
+    ranks = (wanted[:, None] > wanted[:, IDS, None]).sum(-1)
+    assert (found.ranks - ranks).abs().max() <= 1  # neighbours may swap by rounding
+    reference = naive(lalm, run.batch, [Cell(cell.row, ()) for cell in cells]).log_softmax(-1)
+    divergence = (reference.exp() * (reference - wanted.log_softmax(-1))).sum(-1)
+    torch.testing.assert_close(found.kl, divergence, atol=TOLERANCE, rtol=1e-4)
+    return wanted
+
+
+def spans(run: Run, row: int) -> dict[str, torch.Tensor]:
+    return {name: run.batch.at(name).row(row) for name in ("audio", "question", "last")}
+
+
+@pytest.mark.parametrize("site", WRITABLE)
+def test_a_write_at_every_site_equals_the_naive_loop(lalm: LALM, run: Run, site: str) -> None:
+    cells = []
+    for row in (0, 1):
+        for name, cols in spans(run, row).items():
+            for layer in {0, lalm.n_layers // 2, lalm.n_layers - 1}:
+                other = run.at(site, layer)[1 - row, -len(cols) :]  # anything else than what is there
+                cells.append(Cell(row, (Write(site, layer, cols, other.clone()),), {"layer": layer, "at": name}))
+    wanted = agree(lalm, run, cells)
+    plain = naive(lalm, run.batch, [Cell(cell.row, ()) for cell in cells])
+    assert ((wanted - plain).abs().max(-1).values > 1e-6).float().mean() > 0.4  # most of the edits change something
+
+
+@pytest.mark.parametrize("site", WRITABLE)
+def test_a_self_patch_changes_nothing(lalm: LALM, run: Run, site: str) -> None:
+    cells = [
+        Cell(row, (Write(site, layer, cols, run.at(site, layer)[row, cols]),), {"layer": layer, "at": name})
+        for row in (0, 1)
+        for name, cols in spans(run, row).items()
+        for layer in range(lalm.n_layers)
+    ]
+    found = run_cells(lalm, run, cells, IDS)
+    rows = torch.tensor([cell.row for cell in cells])
+    torch.testing.assert_close(found.label_logits, run.scores.label_logits[rows], atol=TOLERANCE, rtol=TOLERANCE)
+    assert found.kl.abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("site", ["attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z", "mlp.hook_post"])
+def test_single_heads_and_neurons(lalm: LALM, run: Run, site: str) -> None:
+    units, cells = (0, 1), []
+    for row in (0, 1):
+        for cols in spans(run, row).values():
+            values = torch.randn(run.at(site, 1)[row, cols][:, list(units)].shape)
+            cells.append(Cell(row, (Write(site, 1, cols, values, units, keep=0.5),), {"cols": str(cols)}))
+    agree(lalm, run, cells)
+
+
+def test_several_edits_in_one_cell(lalm: LALM, run: Run) -> None:
+    spoken = spans(run, 0)
+    add = torch.randn(len(spoken["last"]), run.states[0].shape[-1])
+    edits = (
+        Write("hook_resid_post", 0, spoken["last"], add, keep=1.0),
+        Write("hook_mlp_out", 1, spoken["question"], run.at("hook_mlp_out", 1)[1, spoken["question"]]),
+        Cut(lalm.n_layers - 1, spoken["last"], spoken["audio"]),
+    )
+    agree(lalm, run, [Cell(0, edits, {"n": 0}), Cell(1, edits[:1], {"n": 1})])
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 2.0])
+@pytest.mark.parametrize("heads", [None, (1,)])
+def test_a_cut_equals_the_naive_loop(lalm: LALM, run: Run, heads: tuple | None, strength: float) -> None:
+    cells = []
+    for row in (0, 1):
+        spoken = spans(run, row)
+        for queries in ("question", "last"):
+            for layer in (0, lalm.n_layers - 1):
+                cuts = [
+                    Cut(at, spoken[queries], spoken["audio"], heads, strength)
+                    for at in range(layer, min(layer + 2, lalm.n_layers))
+                ]
+                cells.append(Cell(row, tuple(cuts), {"layer": layer, "queries": queries}))
+    agree(lalm, run, cells)
+
+
+def test_batches_of_any_size_give_the_same(lalm: LALM, run: Run) -> None:
+    cols = spans(run, 1)["audio"]
+    values = run.states[0][0, -len(cols) :]
+    cells = [Cell(1, (Write("hook_resid_pre", layer, cols, values),), {"l": layer}) for layer in range(lalm.n_layers)]
+    one, many = (run_cells(lalm, run, cells, IDS, batch_size=size) for size in (1, 32))
+    torch.testing.assert_close(one.label_logits, many.label_logits, atol=TOLERANCE, rtol=TOLERANCE)
