@@ -1,7 +1,7 @@
 """What the model says after an edit: scores of single passes, and the tables that the causal recipes make of them.
 
-A *cell* is one edited pass over one sample; its *axes* say what was edited (layer, position, head, ...). A *baseline* is
-a run that was not edited, such as "clean" or "corrupted", with one entry per sample. Metrics, in the usual symbols:
+A *cell* is one edited pass over one sample; its *axes* say what was edited (layer, position, head, ...). A *baseline*
+is a run that was not edited, such as "clean" or "corrupted", with one entry per sample. Metrics, in the usual symbols:
 
 1. ``logit_diff`` = logit(truth) - logit(foil); where a sample has no foil, its best other label stands for it.
 2. ``probability`` = p(truth) and ``log_prob`` = log p(truth), the softmax over the whole vocabulary.
@@ -9,7 +9,8 @@ a run that was not edited, such as "clean" or "corrupted", with one entry per sa
 4. ``kl`` = KL(reference || cell) over the whole vocabulary.
 5. ``accuracy`` = 1 where the truth is on top among the labels, else 0.
 6. The recovered fraction = sum over samples of (cell - start) / sum over samples of (goal - start): 0 = the start run,
-   1 = the goal run. A ratio of sums, because a mean of ratios is ruled by the samples whose start and goal nearly agree.
+   1 = the goal run. A ratio of sums is more stable than a mean of ratios, which the samples whose start and goal
+   nearly agree would rule.
 """
 
 from __future__ import annotations
