@@ -85,6 +85,39 @@ def keep_run(
     return states, [(part.keys, part.values) for part in cache.layers], frame, kept
 
 
+def gradients(
+    blocks: Any,
+    ln_final: Any,
+    unembed: Any,
+    label_ids: torch.Tensor,
+    truth: torch.Tensor,
+    foil: torch.Tensor,
+    writes: list[dict[str, Any]],
+    d_head: int,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The states that enter every block, and what each row's logit difference gains along them.
+
+    Args:
+        truth: index of the true label of each row.
+        foil: index of the label that it is held against; -1 for the best of the others.
+        writes: edits of what enters the first block.
+
+    Returns:
+        states and gradients, ``[batch, pos, d_model]`` per layer.
+    """
+    args, given = blocks[0].inputs
+    entering = written(args[0], writes, "hook_resid_pre", d_head).detach().requires_grad_()
+    blocks[0].inputs = ((entering, *args[1:]), given)
+    states = [entering, *(block.input for block in list(blocks)[1:])]
+    last = ln_final(blocks[-1].output[:, -1])
+    logits = unembed(last)[:, label_ids.to(unembed.weight.device)].float()
+    truth, foil = truth.to(logits.device)[:, None], foil.to(logits.device)[:, None]
+    others = logits.scatter(1, truth, -torch.inf)
+    against = torch.where(foil < 0, others.amax(1, keepdim=True), logits.gather(1, foil.clamp(min=0)))
+    found = torch.autograd.grad((logits.gather(1, truth) - against).sum(), states)
+    return [state.detach() for state in states], list(found)
+
+
 def keep_tower(blocks: Any) -> list[torch.Tensor]:
     """What enters every block of the audio tower, and what leaves the last: ``[clips, frames, d]`` each."""
     states = [block.input for block in blocks]

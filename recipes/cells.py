@@ -185,7 +185,7 @@ def store(
             f"edited passes need attn_implementation='sdpa' or 'eager'; this model runs {lalm.attention!r}."
         )
     wanted = [(layer, site) for layer, site in sites if site not in ("hook_resid_pre", "hook_resid_post")]
-    edits = _by_layer((write.layer, _plain(write, row)) for row, of_row in (writes or {}).items() for write in of_row)
+    edits = _by_layer((write.layer, plain(write, row)) for row, of_row in (writes or {}).items() for write in of_row)
     rows = torch.arange(len(batch))
     with torch.no_grad(), lalm.trace(batch, use_cache=True) as tracer:
         heard = save(ops.keep_tower(lalm.audio_encoder.blocks) if tower else [])
@@ -296,16 +296,17 @@ def _place(cell: Cell, index: int, run: Run, n_layers: int) -> Placed:
         if isinstance(edit, Cut):
             cuts.append((edit.layer, _plain_cut(edit, col)))
         elif edit.site == "hook_resid_post":  # what leaves a block enters the next: that block need not run
-            writes.append((edit.layer + 1, {**_plain(edit, 0, col), "site": "hook_resid_pre"}))
+            writes.append((edit.layer + 1, {**plain(edit, 0, col), "site": "hook_resid_pre"}))
         else:
-            writes.append((edit.layer, _plain(edit, 0, col)))
+            writes.append((edit.layer, plain(edit, 0, col)))
     layer = min(layer for layer, _ in [*writes, *cuts])
     if layer == n_layers:
         writes = [(at, _last_only(write, length - 1 - col)) for at, write in writes]
     return Placed(index, cell.row, layer, col, tuple(writes), tuple(cuts))
 
 
-def _plain(write: Write, row: int, first_col: int = 0) -> dict[str, Any]:
+def plain(write: Write, row: int, first_col: int = 0) -> dict[str, Any]:
+    """A write as the traced code takes it."""
     units = None if write.units is None else torch.tensor(write.units)
     return {
         "site": write.site,
