@@ -44,6 +44,9 @@ _HOMES = {
     "toy_clips": "datasets",
     "LensResult": "recipes.logit_lens",
     "logit_lens": "recipes.logit_lens",
+    "AlignmentError": "recipes.pairs",
+    "Pair": "recipes.pairs",
+    "pairs_from": "recipes.pairs",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -28,7 +28,7 @@ FLOORS = [
     ["bridge", "checks"],
     ["lalm"],
     ["loading"],
-    ["recipes", "recipes.engine", "recipes.lens_figures"],
+    ["recipes", "recipes.engine", "recipes.lens_figures", "recipes.pairs"],
     ["recipes.*"],
     ["datasets"],
     ["report"],
