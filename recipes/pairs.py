@@ -75,8 +75,8 @@ def pairs_from(
 
     Args:
         samples: for example ``clips.samples("open+is+question")``.
-        corrupted: what is corrupted: ``other``, ``silence``, ``noise``, ``embeddings`` or ``question`` (see above).
-            Corrupted clips have no transcript of their own, but other clips bring theirs.
+        corrupted: what is corrupted: ``other``, ``silence``, ``noise``, ``embeddings`` or ``question`` (see the
+            module's text). A clip of another sample brings its transcript; silence and noise lose the clip's.
         snr: for ``noise``: the clip's mean power over the noise's, in dB, at the clip's own rate.
         noise: for ``embeddings``: standard deviation of the noise, in those of the clean audio embeddings.
         question: for ``question``: the words that are asked instead.
@@ -91,14 +91,14 @@ def pairs_from(
         raise ValueError(f"{corrupted!r} is no kind of corruption; there are {', '.join(KINDS)}.")
     if (question is None) == (corrupted == "question"):
         raise ValueError("question= gives the words for corrupted='question', which needs them; nothing else takes it.")
+    if corrupted == "embeddings" and not noise > 0:
+        raise ValueError(f"noise={noise:g} corrupts nothing: it must be above 0.")
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} leaves no samples.")
     if len(samples) == 0:
         raise ValueError("there are no samples to make pairs of.")
     given = list(samples if corrupted == "other" else samples[:limit])
     _check_there_is_something_to_corrupt(given, corrupted, question)
-    if corrupted == "embeddings" and noise <= 0:
-        raise ValueError(f"noise={noise:g} corrupts nothing: it must be above 0.")
     pairs = []
     for place, sample in enumerate(given[:limit]):
         own_seed = int(np.random.default_rng([seed, place]).integers(2**31))
@@ -155,7 +155,7 @@ def _partner(sample: Sample, samples: Sequence[Sample], random: np.random.Genera
 def _noisy(clip: Clip, snr: float, random: np.random.Generator) -> Clip:
     power = float(np.square(clip.waveform, dtype=np.float64).mean())
     if power == 0:
-        raise ValueError(f"{clip.name} is silent: no noise is as loud as {snr:g} dB below it.")
+        raise ValueError(f"{clip.name} is silent: no noise has {snr:g} dB less power than nothing. Leave it out.")
     noise = random.standard_normal(len(clip.waveform))
     noise *= np.sqrt(power / np.square(noise).mean()) * 10 ** (-snr / 20)
     waveform = (clip.waveform + noise).astype(np.float32)
@@ -246,7 +246,7 @@ def _kinds(positions: Positions, row: int, runs: Sequence[torch.Tensor]) -> list
 def _length(positions: Positions, row: int, run: torch.Tensor) -> str:
     """For people: how many positions, and how many seconds they hear."""
     seconds = float(positions.seconds[row, run[-1], 1] - positions.seconds[row, run[0], 0])
-    return f"{len(run)} positions" + ("" if np.isnan(seconds) else f" ({seconds:.2f} s)")
+    return f"{len(run)} position{'s' * (len(run) != 1)}" + ("" if np.isnan(seconds) else f" ({seconds:.2f} s)")
 
 
 def _as_they_are(states: torch.Tensor, count: int) -> torch.Tensor:
