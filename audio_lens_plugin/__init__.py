@@ -42,6 +42,12 @@ _HOMES = {
     "sakura": "datasets",
     "table": "datasets",
     "toy_clips": "datasets",
+    "HeadsResult": "recipes.listening_heads",
+    "KnockoutResult": "recipes.attention_knockout",
+    "attention_knockout": "recipes.attention_knockout",
+    "knocked_out": "recipes.cuts",
+    "knockout_table": "recipes.attention_knockout",
+    "listening_heads": "recipes.listening_heads",
     "LensResult": "recipes.logit_lens",
     "logit_lens": "recipes.logit_lens",
 }
