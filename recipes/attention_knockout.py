@@ -66,21 +66,19 @@ class KnockoutResult(CellResult):
             seed: of the bootstrap.
 
         Returns:
-            one line per queries, keys, layer and cut: ``probability`` and ``accuracy``, each with ``_low`` and ``_high``
-            (95 % bootstrap over samples); ``blocked`` (mean); ``samples``.
+            one line per queries, keys, layer and cut: ``samples``; ``blocked`` (mean); ``probability`` and
+            ``accuracy``, each with ``_low`` and ``_high`` (95 % bootstrap over samples).
         """
         by = ["queries", "keys", "layer", "cut"]
         sample = self.cells["sample"].to_numpy()
-        table = None
+        blocked = self.over_samples(self.cells["blocked"].to_numpy(float), by, seed)
+        table = blocked[[*by, "samples"]].assign(blocked=blocked["value"])
         for metric in EFFECTS:
             change = self.metric(metric) - self.baseline(metric, "clean")[sample]
-            of_metric = self.over_samples(change, by, seed)
-            table = of_metric[by] if table is None else table
-            table = table.assign(
-                **{metric: of_metric["value"], f"{metric}_low": of_metric["low"], f"{metric}_high": of_metric["high"]}
-            )
-        blocked = self.cells.groupby(by, sort=False)["blocked"].mean().to_numpy()
-        return table.assign(blocked=blocked, samples=of_metric["samples"])
+            found = self.over_samples(change, by, seed)
+            columns = {metric: found["value"], f"{metric}_low": found["low"], f"{metric}_high": found["high"]}
+            table = table.assign(**columns)
+        return table
 
     def plot(self, effect: str = "probability") -> Figure:
         """One pair of queries and keys as lines by layer, beside the control; several as a heatmap, without it.
@@ -98,8 +96,8 @@ class KnockoutResult(CellResult):
             return effect_heatmap(shown, "pair", "layer", effect, title, label)
         named_cuts = table["cut"].map({"keys": pairs[0], "control": "as many other keys"})
         title = f"{pairs[0]} cut, {window} layers at a time, {len(self.samples)} clips"
-        spread = {"low": f"{effect}_low", "high": f"{effect}_high"}
-        return effect_lines(table.assign(cut=named_cuts), "cut", title, label, value=effect, **spread)
+        drawn, low, high = table.assign(cut=named_cuts), f"{effect}_low", f"{effect}_high"
+        return effect_lines(drawn, "cut", title, label, value=effect, low=low, high=high)
 
     def __repr__(self) -> str:
         pairs = (self.cells["queries"] + " → " + self.cells["keys"]).unique()

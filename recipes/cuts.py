@@ -160,7 +160,8 @@ def _hooks(
     edited: LALM, layer: int, by_row: list[tuple[torch.Tensor, torch.Tensor]], length: int, plain: dict[str, Any]
 ) -> list[Any]:
     """Hooks on one layer's attention that cut each pass that goes through it."""
-    attention, values = edited.blocks[layer].attn, {}
+    attention = edited.blocks[layer].attn
+    passing: dict[str, Any] = {}  # the cuts of the pass that goes through, and its own values
 
     def cuts_of(hidden: torch.Tensor, cache: Any) -> tuple[int, list[dict[str, Any]]]:
         first = 0 if cache is None else int(cache.get_seq_length(layer))
@@ -175,7 +176,7 @@ def _hooks(
     def before(module: Any, args: Any, kwargs: Any) -> Any:
         hidden = kwargs.get("hidden_states", args[0] if args else None)
         first, cuts = cuts_of(hidden, kwargs.get("past_key_values"))
-        values["cuts"] = cuts
+        passing["cuts"] = cuts
         if plain["how"] != "mask" or not cuts:
             return None
         rows = torch.arange(len(hidden), device=hidden.device)
@@ -184,12 +185,12 @@ def _hooks(
 
     def after(module: Any, args: Any, kwargs: Any, given: Any) -> Any:
         cache = kwargs.get("past_key_values")
-        held = values["new"] if cache is None else cache.layers[layer].values
-        out = ops.reweighed(given[0], given[1], values["cuts"], held, attention.o._module)
+        held = passing["values"] if cache is None else cache.layers[layer].values
+        out = ops.reweighed(given[0], given[1], passing["cuts"], held, attention.o._module)
         return (out, *given[1:])
 
     def keep(module: Any, args: Any, given: torch.Tensor) -> None:
-        values["new"] = ops.heads(given, edited.d_head).transpose(1, 2)
+        passing["values"] = ops.heads(given, edited.d_head).transpose(1, 2)
 
     handles = [attention._module.register_forward_pre_hook(before, with_kwargs=True)]
     if plain["how"] != "mask":

@@ -72,7 +72,7 @@ class HeadsResult(CellResult):
             "mass": mass,
             "difference": mass - self.cells["silent_mass"].to_numpy(),
         }
-        columns = {}
+        columns: dict[str, pd.Series] = {}
         for name in MEASURES:
             table = self.over_samples(values[name], ["layer", "head"], seed)
             columns |= {name: table["value"], f"{name}_low": table["low"], f"{name}_high": table["high"]}
@@ -169,17 +169,17 @@ def _listen(
     queries, keys, truncate = (header.options[name] for name in ("queries", "keys", "truncate"))
     batch = lalm.batch([sample.prompt for sample in samples], truncate)
     silent = lalm.batch([sample.silenced().prompt for sample in samples], truncate)
-    masses = [attention_mass(lalm, one, queries, keys) for one in (batch, silent)]
+    mass, silent_mass = (attention_mass(lalm, one, queries, keys).double().numpy() for one in (batch, silent))
     cells = [cell for row in range(len(batch)) for cell in _cells_of(lalm, batch, row, queries, keys)]
     run = store(lalm, batch, labels.first)
     scores = run_cells(lalm, run, cells, labels.first, batch_size=batch_size, desk=desk)
     table = cell_table([cell.row for cell in cells], [cell.axes for cell in cells])
-    place = (torch.tensor(table["layer"]), torch.tensor(table["sample"]), torch.tensor(table["head"]))
+    place = tuple(table[axis].to_numpy() for axis in ("layer", "sample", "head"))
     truths = [labels.words[labels.index(sample.label)] for sample in samples]
     return HeadsResult(
         header=header,
         samples=pd.DataFrame({"sample": [sample.name for sample in samples], "truth": truths}),
-        cells=table.assign(mass=masses[0][place].double(), silent_mass=masses[1][place].double()),
+        cells=table.assign(mass=mass[place], silent_mass=silent_mass[place]),
         scores=scores,
         baselines={"clean": run.scores},
     )
