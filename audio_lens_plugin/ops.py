@@ -177,7 +177,7 @@ def run_wave(
         for site in SITES:
             edit_site(block, writes, site, d_head)
             if site == "hook_attn_out" and any(cut["how"] != "mask" for cut in cuts):
-                reweigh(block, cuts, given["past_key_values"].layers[layer].values)
+                reweigh(block, cuts, given["past_key_values"].layers[layer])
         running = block.output
         done = given["past_key_values"].layers[layer]  # its keys and values are not read again
         done.keys, done.values = done.keys[:0], done.values[:0]
@@ -232,10 +232,14 @@ def masked(mask: torch.Tensor, cuts: list[dict[str, Any]], dtype: torch.dtype, n
     return mask
 
 
-def reweigh(block: Any, cuts: list[dict[str, Any]], values: torch.Tensor) -> None:
-    """Change attention weights after the softmax (see `reweighed`) in the block that is running."""
+def reweigh(block: Any, cuts: list[dict[str, Any]], cache: Any) -> None:
+    """Change attention weights after the softmax (see `reweighed`) in the block that is running.
+
+    Args:
+        cache: the block's keys and values; whole only once its attention has run.
+    """
     out, weights = block.attn.output[:2]
-    block.attn.output = (reweighed(out, weights, cuts, values, block.attn.o), *block.attn.output[1:])
+    block.attn.output = (reweighed(out, weights, cuts, cache.values, block.attn.o), *block.attn.output[1:])
 
 
 def reweighed(

@@ -101,7 +101,8 @@ def knocked_out(
         layers: blocks, from 0; all if None.
         heads: all if None.
         strength: factor on the attention weights; 0 cuts them off.
-        how: see `Cut`; ``zero`` and ``spread`` need ``load(..., attn_implementation="eager")``.
+        how: see `Cut`; ``zero`` and ``spread`` need ``load(..., attn_implementation="eager")``. They change what
+            attention gives after it has run: a trace reads the change from ``ln2.input`` on, not in ``attn.output``.
 
     Raises:
         CellError: unknown layers or heads, or attention that cannot be cut so; inside, another batch than this one.

@@ -153,6 +153,12 @@ def engine_logits(lalm: LALM, batch: PromptBatch, queries: str, keys: str, layer
     return run_cells(lalm, store(lalm, batch, IDS), cells, IDS).label_logits
 
 
+def added_by_attention(block: Any) -> Any:
+    """What attention adds to the residual stream of a block that is running."""
+    entering = block.input.clone()
+    return block.ln2.input - entering
+
+
 def check_by_hand(lalm: LALM, batch: PromptBatch, queries: str, keys: str, **cut: Any) -> None:
     """Engine and context against attention by hand, in two layers together."""
     layers = [0, lalm.n_layers - 1]
