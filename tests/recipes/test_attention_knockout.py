@@ -167,7 +167,7 @@ def check_by_hand(lalm: LALM, batch: PromptBatch, queries: str, keys: str, **cut
     torch.testing.assert_close(found, logits[:, IDS], atol=TOLERANCE, rtol=TOLERANCE)
     with knocked_out(lalm, batch, queries, keys, layers=layers, **cut) as edited:
         with torch.no_grad(), edited.trace(batch, use_cache=False):
-            gave = save([edited.blocks[layer].attn.output[0] for layer in layers])
+            gave = save([added_by_attention(edited.blocks[layer]) for layer in layers])
             end = edited.unembed.output[:, -1].save()
     torch.testing.assert_close(end, logits, atol=TOLERANCE, rtol=TOLERANCE)
     for layer, given in zip(layers, gave, strict=True):
