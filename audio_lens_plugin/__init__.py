@@ -50,6 +50,9 @@ _HOMES = {
     "listening_heads": "recipes.listening_heads",
     "LensResult": "recipes.logit_lens",
     "logit_lens": "recipes.logit_lens",
+    "AlignmentError": "recipes.pairs",
+    "Pair": "recipes.pairs",
+    "pairs_from": "recipes.pairs",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import pandas as pd
 import torch
@@ -36,8 +36,7 @@ from audio_lens_plugin.recipes.scores import CellResult, cell_table
 from audio_lens_plugin.results import Header
 
 RECIPE = "listening_heads"
-Measure = Literal["effect", "mass", "difference"]
-MEASURES: tuple[Measure, ...] = ("effect", "mass", "difference")
+MEASURES = ("effect", "mass", "difference")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,7 +47,7 @@ class HeadsResult(CellResult):
 
     recipe: ClassVar[str] = RECIPE
 
-    def ranked(self, by: Measure = "effect", seed: int = 0) -> pd.DataFrame:
+    def ranked(self, by: str = "effect", seed: int = 0) -> pd.DataFrame:
         """All heads, the first ones first.
 
         Args:
@@ -79,7 +78,7 @@ class HeadsResult(CellResult):
         ranked = table[["layer", "head"]].assign(**columns, samples=table["samples"])
         return ranked.sort_values(by, ascending=by == "effect", kind="stable", ignore_index=True)
 
-    def plot(self, by: Measure = "effect") -> Figure:
+    def plot(self, by: str = "effect") -> Figure:
         """Layers by heads."""
         labels = {
             "effect": "change of p(truth) without this head",

@@ -28,7 +28,7 @@ FLOORS = [
     ["bridge", "checks"],
     ["lalm"],
     ["loading"],
-    ["recipes", "recipes.engine", "recipes.scores", "recipes.figure_style"],
+    ["recipes", "recipes.engine", "recipes.scores", "recipes.pairs", "recipes.figure_style"],
     ["recipes.lens_figures", "recipes.causal_figures", "recipes.cells"],
     ["recipes.cuts"],
     ["recipes.*"],

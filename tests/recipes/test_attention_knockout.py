@@ -215,15 +215,16 @@ def test_queries_scaled_by_their_position_are_cut_alike(clips: list, implementat
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_a_cut_changes_something_and_a_cut_of_nothing_does_not(eager: LALM, samples: list, implementation: str) -> None:
-    lalm = with_attention(eager, implementation)
+def test_a_cut_changes_something_and_a_cut_of_nothing_does_not(eager: LALM, implementation: str) -> None:
+    lalm, words = with_attention(eager, implementation), alp.TRACKS["Animal"].labels
+    heard = alp.toy_clips("toy/qwen2-audio", "Animal").samples("open+is+question")[:3]
     results = {
-        "cut": attention_knockout(lalm, samples, WORDS, control=False),
-        "strength 1": attention_knockout(lalm, samples, WORDS, control=False, strength=1.0),
-        "later keys": attention_knockout(lalm, samples, WORDS, "question", "answer", control=False),
+        "cut": attention_knockout(lalm, heard, words, control=False),
+        "strength 1": attention_knockout(lalm, heard, words, control=False, strength=1.0),
+        "later keys": attention_knockout(lalm, heard, words, "question", "answer", control=False),
     }
     change = {name: found.effects()["probability"].abs().max() for name, found in results.items()}
-    assert change["cut"] > 1e-3
+    assert change["cut"] > 1e-2
     assert change["strength 1"] < EXACT and change["later keys"] < EXACT
     assert results["strength 1"].scores.kl.abs().max() < EXACT
     assert (results["later keys"].cells["blocked"] == 0).all()
@@ -338,7 +339,7 @@ def test_what_is_not_there_is_refused(toy: LALM, samples: list, clips: list) -> 
 def test_seconds_name_the_audio_that_is_cut(toy: LALM, samples: list) -> None:
     found = attention_knockout(toy, samples[1:], WORDS, keys=["audio", "audio@0-0.5"], layers=[2], control=False)
     blocked = found.cells.set_index("keys")["blocked"]
-    assert (blocked["audio@0-0.5"] < blocked["audio"]).all()
+    assert (blocked["audio@0-0.5"].to_numpy() < blocked["audio"].to_numpy()).all()
     assert (blocked["audio@0-0.5"] > 0).all()
 
 

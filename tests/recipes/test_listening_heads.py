@@ -17,7 +17,7 @@ from audio_lens_plugin.recipes.cells import CellError
 from audio_lens_plugin.recipes.listening_heads import HeadsResult, attention_mass, listening_heads
 from audio_lens_plugin.spans import SpanError
 
-WORDS = ("dog", "cat", "cow")
+WORDS = alp.TRACKS["Animal"].labels
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +26,8 @@ def eager() -> LALM:
 
 
 @pytest.fixture(scope="module")
-def samples(clips: list) -> list[Sample]:
-    words = {"question": "What animal makes the sound?", "answer": "The animal is"}
-    return [
-        Sample(word, alp.Prompt(clips=(clip,), **words), word) for clip, word in zip(clips, WORDS, strict=True)
-    ]
+def samples() -> list[Sample]:
+    return alp.toy_clips("toy/qwen2-audio", "Animal").samples("open+is")[:3]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +90,7 @@ def test_ranks(found: HeadsResult, eager: LALM) -> None:
     assert (np.diff(found.ranked("mass")["mass"]) <= 0).all()
     assert (np.diff(found.ranked("difference")["difference"]) <= 0).all()
     with pytest.raises(ValueError, match="effect, mass, difference"):
-        found.ranked("loudness")  # type: ignore[arg-type]
+        found.ranked("loudness")
 
 
 def test_saved_and_drawn(found: HeadsResult, tmp_path: Path) -> None:
