@@ -35,6 +35,7 @@ from audio_lens_plugin.checks import Finding, Probe
 from audio_lens_plugin.labels import Labels
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.prompts import PromptBatch
+from audio_lens_plugin.recipes.causal_figures import effect_heatmap
 from audio_lens_plugin.recipes.cells import WRITABLE, Cell, CellError, Run, Write, plain, run_cells, store
 from audio_lens_plugin.recipes.ears import EarWrite, frames_of, hear
 from audio_lens_plugin.recipes.engine import Desk, header_of, labels_for, sweep
@@ -97,8 +98,6 @@ class PatchResult(CellResult):
 
     def plot(self, metric: str | Metric = "logit_diff", site: str | None = None) -> Figure:
         """Recovered fraction by layer and position (by layer and unit where units were patched alone) at one site."""
-        from audio_lens_plugin.recipes.causal_figures import effect_heatmap
-
         table = self.table(metric)
         site = site or str(table["site"].iloc[0])
         of_site = table[table["site"] == site]

@@ -3,9 +3,9 @@
 1. In a window of w layers around layer c, queries are kept from reading keys (Geva et al., arXiv 2304.14767). Layers
    c - floor(w / 2) ... c - floor(w / 2) + w - 1 are cut; at both ends of the model the window is clipped, and holds
    fewer. All other attention, and everything else in these layers, stays.
-2. By default the weights of the cut keys are 0 before the softmax, so that other keys take over (``mask``); else 0 after
-   it, and nothing takes over (``zero``). A strength s multiplies the weights by s instead. ``spread`` divides the weight
-   on the keys, times s, evenly among them.
+2. By default the weights of the cut keys are 0 before the softmax, so that other keys take over (``mask``); else 0
+   after it, and nothing takes over (``zero``). A strength s multiplies the weights by s instead. ``spread`` divides the
+   weight on the keys, times s, evenly among them.
 3. A query loses the keys before it. Its own position is left to it: ``attribute`` -> ``attribute`` cuts the later
    tokens of the word from the earlier ones.
 4. The effect is p(truth), and accuracy, with the cut minus that of the clean run.
@@ -33,13 +33,13 @@ import torch
 from matplotlib.figure import Figure
 
 from audio_lens_plugin.checks import Finding, Probe
-from audio_lens_plugin.labels import Labels, form_after
+from audio_lens_plugin.labels import Labels
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.prompts import PromptBatch, Sample
 from audio_lens_plugin.recipes.causal_figures import effect_heatmap, effect_lines
 from audio_lens_plugin.recipes.cells import Cell, CellError, Cut, How, check_cut, run_cells, store
 from audio_lens_plugin.recipes.cuts import Reading, control_readings, knocked_out, named, readings, several
-from audio_lens_plugin.recipes.engine import Desk, header_of, sweep
+from audio_lens_plugin.recipes.engine import Desk, header_of, labels_for, sweep
 from audio_lens_plugin.recipes.scores import CellResult, cell_table
 from audio_lens_plugin.results import Header
 from audio_lens_plugin.spans import SpanError
@@ -90,7 +90,7 @@ class KnockoutResult(CellResult):
         window = self.header.options["window"]
         label = f"change of {'p(truth)' if effect == 'probability' else effect}"
         pairs = table["queries"] + " → " + table["keys"]
-        if pairs.nunique() > 1:
+        if len(set(pairs)) > 1:
             shown = table.assign(pair=pairs)[table["cut"] == "keys"]
             title = f"queries → keys cut, {window} layers at a time"
             return effect_heatmap(shown, "pair", "layer", effect, title, label)
@@ -230,9 +230,7 @@ def _run(
     folder: str | os.PathLike[str] | None,
     progress: bool,
 ) -> KnockoutResult:
-    if not isinstance(labels, Labels):
-        labels = lalm.labels(labels, form_after(sample.prompt.answer for sample in samples[:1]))
-    labels.check_first()  # before the work starts
+    labels = labels_for(lalm, labels, [sample.prompt for sample in samples[:1]])
     _check(lalm, plan)
     header = header_of(
         lalm, RECIPE, form, labels.words, {**plan.options(), "label_form": labels.form, "truncate": truncate}

@@ -25,13 +25,13 @@ from matplotlib.figure import Figure
 from nnsight import save
 
 from audio_lens_plugin import ops
-from audio_lens_plugin.labels import Labels, form_after
+from audio_lens_plugin.labels import Labels
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.prompts import PromptBatch, Sample
 from audio_lens_plugin.recipes.causal_figures import effect_heatmap
 from audio_lens_plugin.recipes.cells import Cell, CellError, Cut, run_cells, store
 from audio_lens_plugin.recipes.cuts import named, readings
-from audio_lens_plugin.recipes.engine import Desk, header_of, sweep
+from audio_lens_plugin.recipes.engine import Desk, header_of, labels_for, sweep
 from audio_lens_plugin.recipes.scores import CellResult, cell_table
 from audio_lens_plugin.results import Header
 
@@ -130,9 +130,7 @@ def listening_heads(
             f"attention weights are read, which {lalm.attention!r} attention does not give: "
             'load the model with load(..., attn_implementation="eager").'
         )
-    if not isinstance(labels, Labels):
-        labels = lalm.labels(labels, form_after(sample.prompt.answer for sample in samples[:1]))
-    labels.check_first()  # before the work starts
+    labels = labels_for(lalm, labels, [sample.prompt for sample in samples[:1]])
     options = {"queries": queries, "keys": keys, "label_form": labels.form, "truncate": truncate}
     header = header_of(lalm, RECIPE, form, labels.words, options)
 

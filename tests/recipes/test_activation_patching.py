@@ -67,8 +67,6 @@ def test_every_cell_equals_a_whole_pass_with_a_hook(name: str, clips: list) -> N
     wanted = naive(lalm, base.batch, cells)
     torch.testing.assert_close(result.scores.label_logits, wanted[:, labels.first], atol=TOLERANCE, rtol=TOLERANCE)
     torch.testing.assert_close(result.baselines["clean"].label_logits, donor.scores.label_logits)
-    divergence = donor.log_probs.exp() * (donor.log_probs - wanted.log_softmax(-1).repeat(1, 1)[: len(donor.log_probs)])
-    assert divergence.isfinite().all()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -81,11 +79,12 @@ def test_the_ends_of_the_scale(name: str, clips: list) -> None:
     table = result.table().set_index(["site", "position"])["value"]
     assert table["hook_resid_pre", "all"] == pytest.approx(1, abs=1e-3)
     assert table[PROJECTOR, "audio"] == pytest.approx(1, abs=1e-3)  # the prompts differ in their audio alone
-    clean = result.baselines["clean"].label_logits[result.cells["sample"].to_numpy()]
+    clean = result.baselines["clean"].label_logits[result.cells["sample"].tolist()]
     whole = ((result.cells["site"] == "hook_resid_pre") & (result.cells["position"] == "all")).to_numpy()
     torch.testing.assert_close(result.scores.label_logits[whole], clean[whole], atol=TOLERANCE, rtol=TOLERANCE)
     assert result.scores.kl[whole].abs().max() < TOLERANCE  # held against the clean run
-    assert result.baselines["corrupted"].kl.min() > 10 * TOLERANCE
+    apart = (result.baselines["corrupted"].label_logits - result.baselines["clean"].label_logits).abs()
+    assert apart.max() > 10 * TOLERANCE
 
 
 def test_a_self_patch_changes_nothing_at_any_site(toy_pairs: tuple[LALM, list[Pair]]) -> None:
@@ -93,7 +92,7 @@ def test_a_self_patch_changes_nothing_at_any_site(toy_pairs: tuple[LALM, list[Pa
     same = [replace(pair, corrupted=pair.clean, noise=0.0) for pair in pairs[:2]]
     result = activation_patching(lalm, same, LABELS, SITES, ("audio", "question", "last"))
     assert set(result.cells["site"]) == set(SITES)
-    clean = result.baselines["clean"].label_logits[result.cells["sample"].to_numpy()]
+    clean = result.baselines["clean"].label_logits[result.cells["sample"].tolist()]
     torch.testing.assert_close(result.scores.label_logits, clean, atol=TOLERANCE, rtol=TOLERANCE)
 
 
@@ -123,8 +122,6 @@ def test_denoising_and_noising_are_read_on_one_scale(toy_pairs: tuple[LALM, list
         assert value["audio", lalm.n_layers - 1] == pytest.approx(start, abs=0.2)
         assert value["last", 0] == pytest.approx(start, abs=1e-3)  # the last token alone knows nothing yet
         assert value["last", lalm.n_layers - 1] == pytest.approx(end, abs=0.3)
-    grounding = there.grounding if "all" in set(there.cells["position"]) else None
-    assert grounding is None
     with pytest.raises(ValueError, match="grounding needs"):
         there.grounding()
 
@@ -197,7 +194,7 @@ def test_impossible_places_are_refused(toy: LALM, clips: list, arguments: dict, 
 
 
 def test_it_goes_on_from_what_was_finished(toy: LALM, tmp_path, monkeypatch) -> None:
-    pairs = pairs_from(toy_clips("toy/qwen2-audio", "Animal").samples("open+is"), "silence", limit=3)
+    pairs = pairs_from(toy_clips("toy/qwen2-audio", "Animal").samples("open+is+question"), "silence", limit=3)
     run = dict(positions=("audio", "question", "last"), batch_size=2)
     straight = activation_patching(toy, pairs, LABELS, **run)
     real, count = cells_room._run_wave, []

@@ -61,7 +61,9 @@ def sample(clip: Any, label: str, **words: Any) -> Sample:
 
 def batch_of(lalm: LALM, clips: list, rows: int = 2) -> PromptBatch:
     """Rows of different length, so that all but the longest are padded."""
-    return lalm.prompt(clips[:rows], question=["What is heard?", "What is heard in this clip?"][:rows], answer="It is a")
+    return lalm.prompt(
+        clips[:rows], question=["What is heard?", "What is heard in this clip?"][:rows], answer="It is a"
+    )
 
 
 def turned(state: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -332,7 +334,10 @@ def test_what_is_not_there_is_refused(toy: LALM, samples: list, clips: list) -> 
         attention_knockout(toy, samples, WORDS, strength=-1.0)
     with pytest.raises(CellError, match="attn_implementation='eager'"):
         attention_knockout(toy, samples, WORDS, how="zero")
-    with pytest.raises(CellError, match="attn_implementation='eager'"), knocked_out(toy, batch_of(toy, clips), how="spread"):
+    with (
+        pytest.raises(CellError, match="attn_implementation='eager'"),
+        knocked_out(toy, batch_of(toy, clips), how="spread"),
+    ):
         pass
 
 
