@@ -3,9 +3,9 @@
 1. In a window of w layers around layer c, queries are kept from reading keys (Geva et al., arXiv 2304.14767). Layers
    c - floor(w / 2) ... c - floor(w / 2) + w - 1 are cut; at both ends of the model the window is clipped, and holds
    fewer. All other attention, and everything else in these layers, stays.
-2. By default the weights of the cut keys are 0 before the softmax, so that other keys take over (``mask``); else 0 after
-   it, and nothing takes over (``zero``). A strength s multiplies the weights by s instead. ``spread`` divides the weight
-   on the keys, times s, evenly among them.
+2. By default the weights of the cut keys are 0 before the softmax, so that other keys take over (``mask``); else 0
+   after it, and nothing takes over (``zero``). A strength s multiplies the weights by s instead. ``spread`` divides the
+   weight on the keys, times s, evenly among them.
 3. A query loses the keys before it. Its own position is left to it: ``attribute`` -> ``attribute`` cuts the later
    tokens of the word from the earlier ones.
 4. The effect is p(truth), and accuracy, with the cut minus that of the clean run.
@@ -90,7 +90,7 @@ class KnockoutResult(CellResult):
         window = self.header.options["window"]
         label = f"change of {'p(truth)' if effect == 'probability' else effect}"
         pairs = table["queries"] + " → " + table["keys"]
-        if pairs.nunique() > 1:
+        if len(pairs.unique()) > 1:
             shown = table.assign(pair=pairs)[table["cut"] == "keys"]
             title = f"queries → keys cut, {window} layers at a time"
             return effect_heatmap(shown, "pair", "layer", effect, title, label)

@@ -442,7 +442,9 @@ def check_attention(lalm: LALM) -> None:
 
 
 def _check_z_is_left_alone(cell: Cell, cut: Cut) -> None:
-    written = any(isinstance(edit, Write) and (edit.layer, edit.site) == (cut.layer, "attn.hook_z") for edit in cell.edits)
+    written = any(
+        isinstance(edit, Write) and (edit.layer, edit.site) == (cut.layer, "attn.hook_z") for edit in cell.edits
+    )
     if cut.how != "mask" and written:
         raise CellError(f"layer {cut.layer}: how={cut.how!r} computes z anew, which would undo the write to it.")
 
