@@ -160,8 +160,8 @@ class Estimate(NamedTuple):
 
 
 def paired_difference(
-    before: Shaped[np.ndarray, " samples"],
-    after: Shaped[np.ndarray, " samples"],
+    before: Shaped[np.ndarray, " before"],
+    after: Shaped[np.ndarray, " after"],
     seed: int = 0,
     resamples: int = 1000,
     level: float = 0.95,
@@ -195,7 +195,7 @@ class McNemar(NamedTuple):
     p: float
 
 
-def mcnemar(before: Bool[np.ndarray, " samples"], after: Bool[np.ndarray, " samples"]) -> McNemar:
+def mcnemar(before: Bool[np.ndarray, " before"], after: Bool[np.ndarray, " after"]) -> McNemar:
     """Whether two ways of answering the same samples differ in accuracy: the exact test on those that changed.
 
     Raises:

@@ -10,13 +10,11 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-SPAN_COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d6a9f", "#c17817", "#2f9c95")
-OUTCOMES = {"success": ("#1b6ca8", "answered rightly"), "failure": ("#d1495b", "answered wrongly")}
-QUIET = "#5b616a"
-HEAT = "magma"
+from audio_lens_plugin.recipes.figure_style import COLOURS, QUIET, colour_of, heat, line_with_band, open_frame
+
+OUTCOMES = {"success": (COLOURS[0], "answered rightly"), "failure": (COLOURS[1], "answered wrongly")}
 
 
 def scores_by_layer(information: pd.DataFrame, curves: pd.DataFrame, critical: float | None, title: str) -> Figure:
@@ -34,7 +32,7 @@ def scores_by_layer(information: pd.DataFrame, curves: pd.DataFrame, critical: f
     right.set_title("true label at the last position", fontsize=10, loc="left")
     for axes in (left, right):
         axes.set(xlabel="layer (0 = embeddings)", ylim=(-0.02, 1.08))
-        axes.spines[["top", "right"]].set_visible(False)
+        open_frame(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
     return figure
@@ -52,13 +50,13 @@ def models_side_by_side(scores: pd.DataFrame) -> Figure:
     figure, grid = plt.subplots(1, len(tracks), figsize=(3.2 * len(tracks), 3.6), layout="constrained", squeeze=False)
     for axes, (track, of_track) in zip(grid[0], tracks, strict=True):
         for index, (model, part) in enumerate(of_track.groupby("model", sort=False)):
-            colour = SPAN_COLOURS[index % len(SPAN_COLOURS)]
-            _line_with_band(axes, part, "score", colour, str(model), along="depth", opacity=0.07)
+            colour = colour_of(index)
+            line_with_band(axes, part, "score", colour, str(model), along="depth", opacity=0.07)
             axes.axvline(part["critical"].iloc[0], color=colour, linestyle="--", linewidth=1)
         axes.axhline(of_track["chance"].iloc[0], color=QUIET, linestyle=":", linewidth=1)
         axes.set_title(str(track), fontsize=10, loc="left")
         axes.set(xlabel="depth (share of layers)", ylim=(-0.02, 1.08))
-        axes.spines[["top", "right"]].set_visible(False)
+        open_frame(axes)
     grid[0, 0].set_ylabel("information score, last position")
     handles, names = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower center", ncols=len(names))
@@ -73,7 +71,7 @@ def sample_heatmap(values: Float[np.ndarray, "layers positions"], rows: pd.DataF
         rows: one line per position, in the order of the sequence: ``token`` and ``start`` (seconds; NaN: no audio).
     """
     figure, axes = plt.subplots(figsize=(max(5.0, 0.12 * len(rows) + 1.6), 3.4), layout="constrained")
-    image = _heat(axes, values)
+    image = heat(axes, values)
     axes.set_yticks(range(0, len(values), max(1, len(values) // 8)))
     axes.set_ylabel("layer (0 = embeddings)")
     texts = _position_texts(rows)
@@ -95,7 +93,7 @@ def label_heatmaps(
         1, len(values), figsize=(2.6 * len(values) + 1.2, 3.4), layout="constrained", squeeze=False
     )
     for axes, (title, of_sample) in zip(grid[0], values.items(), strict=True):
-        image = _heat(axes, of_sample)
+        image = heat(axes, of_sample)
         axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
         axes.set_title(title, fontsize=9)
     grid[0, 0].set_ylabel("layer (0 = embeddings)")
@@ -105,7 +103,7 @@ def label_heatmaps(
 
 def _draw_information(axes: Axes, table: pd.DataFrame, critical: float | None) -> None:
     for index, (span, part) in enumerate(table.groupby("span", sort=False)):
-        _line_with_band(axes, part, "score", SPAN_COLOURS[index % len(SPAN_COLOURS)], str(span))
+        line_with_band(axes, part, "score", colour_of(index), str(span))
     axes.axhline(table["chance"].iloc[0], color=QUIET, linestyle=":", linewidth=1, label="chance")
     axes.set_ylabel("information score")
     if critical is not None:
@@ -117,18 +115,7 @@ def _draw_curves(axes: Axes, table: pd.DataFrame) -> None:
     for outcome, part in table.groupby("outcome", sort=False):
         colour, words = OUTCOMES[str(outcome)]
         if count := int(part["samples"].iloc[0]):
-            _line_with_band(axes, part, "probability", colour, f"{words} (n = {count})")
-
-
-def _line_with_band(
-    axes: Axes, table: pd.DataFrame, column: str, colour: str, label: str, along: str = "layer", opacity: float = 0.15
-) -> None:
-    axes.plot(table[along], table[column], color=colour, marker="o", markersize=3, label=label)
-    axes.fill_between(table[along], table["low"], table["high"], color=colour, alpha=opacity, linewidth=0)
-
-
-def _heat(axes: Axes, values: np.ndarray) -> AxesImage:
-    return axes.imshow(values, aspect="auto", origin="lower", cmap=HEAT, vmin=0, vmax=1, interpolation="nearest")
+            line_with_band(axes, part, "probability", colour, f"{words} (n = {count})")
 
 
 def _position_texts(rows: pd.DataFrame) -> list[str]:

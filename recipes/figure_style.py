@@ -1,0 +1,40 @@
+"""The look that all pictures share: colours, lines with bands, heatmaps. It draws numbers and knows no experiment."""
+
+from __future__ import annotations
+
+import pandas as pd
+from jaxtyping import Shaped
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
+from numpy import ndarray
+
+COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d6a9f", "#c17817", "#2f9c95")
+QUIET = "#5b616a"
+HEAT = "magma"
+
+
+def colour_of(index: int) -> str:
+    """The colour of the index-th line of a picture; after the last they begin again."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def line_with_band(
+    axes: Axes, table: pd.DataFrame, column: str, colour: str, label: str, along: str = "layer", opacity: float = 0.15
+) -> None:
+    """A line of ``column`` with a band from the columns ``low`` to ``high``."""
+    axes.plot(table[along], table[column], color=colour, marker="o", markersize=3, label=label)
+    axes.fill_between(table[along], table["low"], table["high"], color=colour, alpha=opacity, linewidth=0)
+
+
+def heat(
+    axes: Axes, values: Shaped[ndarray, "rows columns"], colours: str = HEAT, low: float = 0.0, high: float = 1.0
+) -> AxesImage:
+    """A heatmap whose first row is at the bottom."""
+    return axes.imshow(
+        values, aspect="auto", origin="lower", cmap=colours, vmin=low, vmax=high, interpolation="nearest"
+    )
+
+
+def open_frame(axes: Axes) -> None:
+    """No lines above and to the right."""
+    axes.spines[["top", "right"]].set_visible(False)
