@@ -43,7 +43,7 @@ from transformer_lens import patching
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, WhisperFeatureExtractor
 from transformers.initialization import no_init_weights
 
-from audio_lens_plugin import LALM, load
+from audio_lens_plugin import LALM, activation_patching, attention_knockout, load, pairs_from
 from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.bridge import weight_sharing_twin
 from audio_lens_plugin.prompts import Prompt, Sample
@@ -303,14 +303,9 @@ def clips() -> tuple[Clip, Clip]:
     return tuple(Clip(wave.astype(np.float32), RATE, name) for wave, name in ((tone, "tone"), (noise, "noise")))
 
 
-# --- the engine's arm: the two calls below are all that is to be joined -----------------------------------------------
-
-
 def engine_patching(sweep: Sweep) -> dict[Cell, torch.Tensor]:
     """All cells by the engine, encoding and both stored runs included."""
-    from audio_lens_plugin import activation_patching, pairs_from
-
-    pairs = pairs_from(sweep.samples, corrupted="clip")[:1]  # the first sample is the clean one
+    pairs = pairs_from(sweep.samples, corrupted="other", limit=1)  # the first sample is the clean one
     result = activation_patching(
         sweep.lalm, pairs, WORDS, sites=("hook_resid_pre",), positions=ROLES, batch_size=ROWS, progress=False
     )
@@ -320,16 +315,11 @@ def engine_patching(sweep: Sweep) -> dict[Cell, torch.Tensor]:
 
 def engine_knockout(sweep: Sweep) -> dict[int, torch.Tensor]:
     """All windows by the engine, of the corrupted prompt, by window centre; encoding and the stored run included."""
-    from audio_lens_plugin import attention_knockout
-
     samples = sweep.samples[1:]
     result = attention_knockout(
-        sweep.lalm, samples, WORDS, queries="last", keys="audio", window=WINDOW, batch_size=ROWS, progress=False
+        sweep.lalm, samples, WORDS, "last", "audio", window=WINDOW, control=False, batch_size=ROWS
     )
     return dict(zip(result.cells["layer"].tolist(), result.scores.label_logits, strict=True))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def one_round(sweep: Sweep, cells: Sequence[Cell], centres: Sequence[int]) -> dict[str, Any]:

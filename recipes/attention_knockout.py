@@ -90,7 +90,7 @@ class KnockoutResult(CellResult):
         window = self.header.options["window"]
         label = f"change of {'p(truth)' if effect == 'probability' else effect}"
         pairs = table["queries"] + " → " + table["keys"]
-        if len(set(pairs)) > 1:
+        if len(pairs.unique()) > 1:
             shown = table.assign(pair=pairs)[table["cut"] == "keys"]
             title = f"queries → keys cut, {window} layers at a time"
             return effect_heatmap(shown, "pair", "layer", effect, title, label)

@@ -4,7 +4,7 @@
    queries. Weights are read as the model makes them, which only eager attention shows.
 2. The difference is the mass with the clip minus that with silence of the same length: a head may look at audio
    positions whatever they hold.
-3. The effect is p(truth) with this head alone cut off from the keys, in its layer alone, minus p(truth) of the clean run.
+3. The effect is p(truth) with this head alone cut off from the keys, in its layer alone, minus that of the clean run.
 
 Attention is no explanation: a head with much mass may have no effect, and the table shows both.
 """

@@ -107,7 +107,9 @@ def test_another_clip_changes_the_output_at_every_site(toy_pairs: tuple[LALM, li
     result = activation_patching(lalm, other, LABELS, SITES, ("audio",), how="resample", layers=[1])
     moved = (result.scores.label_logits - result.baselines["corrupted"].label_logits[result.cells["sample"]]).abs()
     by_site = moved.max(-1).values.reshape(len(other), -1).amax(0)
-    assert (by_site > 1e-4).all() or lalm.n_layers == 2, dict(zip(result.cells["site"].unique(), by_site.tolist()))
+    assert (by_site > 1e-4).all() or lalm.n_layers == 2, dict(
+        zip(result.cells["site"].unique(), by_site.tolist(), strict=True)
+    )
 
 
 def test_denoising_and_noising_are_read_on_one_scale(toy_pairs: tuple[LALM, list[Pair]]) -> None:
