@@ -38,9 +38,10 @@ from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.prompts import PromptBatch, Sample
 from audio_lens_plugin.recipes.causal_figures import effect_heatmap, effect_lines
 from audio_lens_plugin.recipes.cells import Cell, CellError, Cut, How, check_cut, run_cells, store
-from audio_lens_plugin.recipes.cuts import Reading, control_readings, knocked_out, named, readings, several
+from audio_lens_plugin.recipes.cuts import Reading, control_readings, knocked_out, readings, several
 from audio_lens_plugin.recipes.engine import Desk, header_of, labels_for, sweep
 from audio_lens_plugin.recipes.scores import CellResult, cell_table
+from audio_lens_plugin.recipes.twins import positions_of
 from audio_lens_plugin.results import Header
 from audio_lens_plugin.spans import SpanError
 
@@ -304,7 +305,7 @@ def _cells_of(batch: PromptBatch, row: int, name: str, plan: _Plan, n_layers: in
 def _pair(batch: PromptBatch, row: int, name: str, queries: str, keys: str, plan: _Plan) -> Reading | None:
     """The positions of queries and keys; None where a pair that may be left out is not there."""
     try:
-        pair = named(batch, row, queries), named(batch, row, keys)
+        pair = positions_of(batch, row, queries), positions_of(batch, row, keys)
     except SpanError as error:
         if plan.whole:
             raise SpanError(f"sample {name!r}: {error}") from None
@@ -319,7 +320,7 @@ def a_knockout_equals_one_whole_pass(probe: Probe) -> Finding:
     ids = torch.arange(lalm.unembed._module.out_features)[:64]
     cells = []
     for row in range(len(batch)):
-        cut = readings(named(batch, row, "question"), named(batch, row, "audio"))
+        cut = readings(positions_of(batch, row, "question"), positions_of(batch, row, "audio"))
         cells.append(Cell(row, tuple(Cut(layer, *reading) for layer in layers for reading in cut), {}))
     found = run_cells(lalm, store(lalm, batch, ids), cells, ids).label_logits
     with knocked_out(lalm, batch, "question", "audio", layers=layers) as edited:

@@ -14,7 +14,7 @@ runs outside a trace, such as whole labels.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -25,24 +25,12 @@ from audio_lens_plugin import ops
 from audio_lens_plugin.bridge import weight_sharing_twin
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.prompts import PromptBatch
-from audio_lens_plugin.recipes.cells import CellError, Cut, How, check_cut
-from audio_lens_plugin.spans import Role, SpanError
+from audio_lens_plugin.recipes.cells import Cut, How, check_cut
+from audio_lens_plugin.recipes.twins import BatchTwin, positions_of
+from audio_lens_plugin.spans import Role
 
 Reading = tuple[torch.Tensor, torch.Tensor]
 """Queries, and keys that all of them read."""
-
-
-def named(batch: PromptBatch, row: int, name: str) -> Int[torch.Tensor, " positions"]:
-    """The positions of a row that have a name.
-
-    Raises:
-        SpanError: there are none.
-    """
-    cols = batch.at(name).row(row)
-    if not len(cols):
-        there = sorted({Role(role).name.lower() for role in batch.positions.roles[row].tolist()})
-        raise SpanError(f"no position of row {row} is {name!r}. Its roles: {', '.join(there)}.")
-    return cols
 
 
 def readings(queries: Int[torch.Tensor, " queries"], keys: Int[torch.Tensor, " keys"]) -> list[Reading]:
@@ -62,7 +50,7 @@ def control_readings(batch: PromptBatch, row: int, name: str, cut: Sequence[Read
     """
     roles = batch.positions.roles[row]
     free = (roles != Role.PAD) & (roles != Role.AUDIO)
-    free[named(batch, row, name)] = False
+    free[positions_of(batch, row, name)] = False
     candidates = free.nonzero()[:, 0]
     random = torch.Generator().manual_seed(seed)
     drawn = candidates[torch.randperm(len(candidates), generator=random)]
@@ -113,7 +101,7 @@ def knocked_out(
     by_row = [_union(batch, row, queries, keys) for row in range(len(batch))]
     for layer in layers:
         check_cut(lalm, Cut(layer, by_row[0][0], by_row[0][1], chosen, strength, how))
-    edited = _KnockedOut(lalm, batch)
+    edited = BatchTwin(lalm, weight_sharing_twin(lalm.module), batch)
     plain = {"heads": None if chosen is None else torch.tensor(chosen), "strength": strength, "how": how}
     with ExitStack() as hooks:
         for layer in layers:
@@ -125,29 +113,13 @@ def knocked_out(
             edited.over = True
 
 
-class _KnockedOut(LALM):
-    """The twin of a model for one batch."""
-
-    def __init__(self, lalm: LALM, batch: PromptBatch) -> None:
-        super().__init__(weight_sharing_twin(lalm.module), lalm.processor, lalm.family, lalm.name, lalm.revision)
-        self.batch_of_the_cut, self.over = batch, False
-
-    def inputs(self, batch: PromptBatch | Mapping[str, Any]) -> dict[str, Any]:
-        tensors = batch.inputs if isinstance(batch, PromptBatch) else batch
-        if self.over:
-            raise CellError("this knockout has ended; run the model inside the context.")
-        if not torch.equal(tensors["input_ids"].cpu(), self.batch_of_the_cut.inputs["input_ids"]):
-            raise CellError("the knockout is of the positions of another batch; make one for this batch.")
-        return super().inputs(batch)
-
-
 def _union(
     batch: PromptBatch, row: int, queries: str | Sequence[str], keys: str | Sequence[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The positions of a row that have any of the names, in order."""
 
     def positions(names: str | Sequence[str]) -> torch.Tensor:
-        return torch.cat([named(batch, row, name) for name in several(names)]).unique()
+        return torch.cat([positions_of(batch, row, name) for name in several(names)]).unique()
 
     return positions(queries), positions(keys)
 

@@ -30,9 +30,10 @@ from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.prompts import PromptBatch, Sample
 from audio_lens_plugin.recipes.causal_figures import effect_heatmap
 from audio_lens_plugin.recipes.cells import Cell, CellError, Cut, run_cells, store
-from audio_lens_plugin.recipes.cuts import named, readings
+from audio_lens_plugin.recipes.cuts import readings
 from audio_lens_plugin.recipes.engine import Desk, header_of, labels_for, sweep
 from audio_lens_plugin.recipes.scores import CellResult, cell_table
+from audio_lens_plugin.recipes.twins import positions_of
 from audio_lens_plugin.results import Header
 
 RECIPE = "listening_heads"
@@ -151,9 +152,9 @@ def attention_mass(
     """
     share, counted = torch.zeros(batch.shape), torch.zeros(batch.shape)
     for row in range(len(batch)):
-        reading = named(batch, row, queries)
+        reading = positions_of(batch, row, queries)
         share[row, reading] = 1 / len(reading)
-        counted[row, named(batch, row, keys)] = 1.0
+        counted[row, positions_of(batch, row, keys)] = 1.0
     with torch.no_grad(), lalm.trace(batch, use_cache=False) as tracer:
         mass = save(ops.attention_mass(lalm.blocks, share, counted))
         tracer.stop()
@@ -184,7 +185,7 @@ def _listen(
 
 def _cells_of(lalm: LALM, batch: PromptBatch, row: int, queries: str, keys: str) -> list[Cell]:
     """One cell per head, cut off in its own layer."""
-    pair = named(batch, row, queries), named(batch, row, keys)
+    pair = positions_of(batch, row, queries), positions_of(batch, row, keys)
     cut = readings(*pair) or [(pair[0], pair[1][:0])]
     return [
         Cell(row, tuple(Cut(layer, *reading, (head,)) for reading in cut), {"layer": layer, "head": head})

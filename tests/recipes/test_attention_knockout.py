@@ -21,7 +21,8 @@ from audio_lens_plugin.recipes.attention_knockout import (
     knockout_table,
 )
 from audio_lens_plugin.recipes.cells import Cell, CellError, Cut, run_cells, store
-from audio_lens_plugin.recipes.cuts import control_readings, knocked_out, named, readings
+from audio_lens_plugin.recipes.cuts import control_readings, knocked_out, readings
+from audio_lens_plugin.recipes.twins import positions_of
 from audio_lens_plugin.spans import Role, SpanError
 
 TOLERANCE = 1e-5
@@ -141,7 +142,10 @@ def hand_made(
     twin = weight_sharing_twin(lalm.module)
     rows = range(len(batch))
     cut = {"heads": heads, "strength": strength, "how": how}
-    cut |= {"queries": [named(batch, row, queries) for row in rows], "keys": [named(batch, row, keys) for row in rows]}
+    cut |= {
+        "queries": [positions_of(batch, row, queries) for row in rows],
+        "keys": [positions_of(batch, row, keys) for row in rows],
+    }
     real = batch.inputs["attention_mask"].bool()
     with torch.no_grad(), attention_by_hand(twin, layers, real, cut) as seen:
         return twin(**lalm.inputs(batch), use_cache=False).logits[:, -1], seen
@@ -150,7 +154,7 @@ def hand_made(
 def engine_logits(lalm: LALM, batch: PromptBatch, queries: str, keys: str, layers: list[int], **cut: Any) -> Any:
     cells = []
     for row in range(len(batch)):
-        cuts = readings(named(batch, row, queries), named(batch, row, keys))
+        cuts = readings(positions_of(batch, row, queries), positions_of(batch, row, keys))
         cells.append(Cell(row, tuple(Cut(layer, *one, **cut) for layer in layers for one in cuts), {}))
     return run_cells(lalm, store(lalm, batch, IDS), cells, IDS).label_logits
 
@@ -174,7 +178,7 @@ def check_by_hand(lalm: LALM, batch: PromptBatch, queries: str, keys: str, **cut
     torch.testing.assert_close(end, logits, atol=TOLERANCE, rtol=TOLERANCE)
     for layer, given in zip(layers, gave, strict=True):
         for row in range(len(batch)):
-            cols = named(batch, row, queries)
+            cols = positions_of(batch, row, queries)
             torch.testing.assert_close(given[row, cols], attention[layer][row, cols], atol=TOLERANCE, rtol=TOLERANCE)
 
 
@@ -252,10 +256,10 @@ def test_control(toy: LALM, samples: list) -> None:
     """As many other keys as there are: never audio, never the named keys, never the query or what comes after it."""
     batch = toy.batch([one.prompt for one in samples])
     for row, (queries, keys) in enumerate([("last", "audio"), ("question", "system"), ("answer", "question")]):
-        cut = readings(named(batch, row, queries), named(batch, row, keys))
+        cut = readings(positions_of(batch, row, queries), positions_of(batch, row, keys))
         drawn = control_readings(batch, row, keys, cut, seed=7)
         wanted = {query: len(lost) for those, lost in cut for query in those.tolist()}
-        roles, named_keys = batch.positions.roles[row], named(batch, row, keys)
+        roles, named_keys = batch.positions.roles[row], positions_of(batch, row, keys)
         got = {query: lost for those, lost in drawn for query in those.tolist()}
         for query, count in wanted.items():
             lost = got.get(query, torch.zeros(0).long())
@@ -386,8 +390,8 @@ def test_generation_equals_whole_passes(lalm: LALM, clips: list, rows: int, quer
         made = edited.generate(batch, **settings, output_logits=True, return_dict_in_generate=True)
     past = range(batch.shape[1], made.sequences.shape[1])
     written = torch.tensor(past if queries == "last" else [], dtype=torch.long)
-    reading = [torch.cat([named(batch, row, queries), written]) for row in range(rows)]
-    keys = [named(batch, row, "audio") for row in range(rows)]
+    reading = [torch.cat([positions_of(batch, row, queries), written]) for row in range(rows)]
+    keys = [positions_of(batch, row, "audio") for row in range(rows)]
     wanted = whole_pass(lalm, batch, made.sequences, reading, keys, layers)[:, batch.shape[1] - 1 : -1]
     torch.testing.assert_close(torch.stack(made.logits, 1), wanted, atol=TOLERANCE, rtol=TOLERANCE)
     plain = lalm.generate(batch, **settings, output_logits=True, return_dict_in_generate=True)
