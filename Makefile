@@ -19,6 +19,7 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/lens.py
+	$(BIN)/python benchmarks/sweeps.py
 
 real-size: .venv/installed
 	$(BIN)/python benchmarks/real_size.py

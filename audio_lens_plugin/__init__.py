@@ -42,6 +42,16 @@ _HOMES = {
     "sakura": "datasets",
     "table": "datasets",
     "toy_clips": "datasets",
+    "HeadsResult": "recipes.listening_heads",
+    "KnockoutResult": "recipes.attention_knockout",
+    "attention_knockout": "recipes.attention_knockout",
+    "knocked_out": "recipes.cuts",
+    "knockout_table": "recipes.attention_knockout",
+    "listening_heads": "recipes.listening_heads",
+    "AttributionResult": "recipes.activation_patching",
+    "PatchResult": "recipes.activation_patching",
+    "activation_patching": "recipes.activation_patching",
+    "attribution_patching": "recipes.activation_patching",
     "EnhanceResult": "recipes.enhancement",
     "Enhancement": "recipes.enhancement",
     "enhance": "recipes.enhancement",
@@ -56,6 +66,9 @@ _HOMES = {
     "steering_sweep": "recipes.steering",
     "LensResult": "recipes.logit_lens",
     "logit_lens": "recipes.logit_lens",
+    "AlignmentError": "recipes.pairs",
+    "Pair": "recipes.pairs",
+    "pairs_from": "recipes.pairs",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -85,6 +85,39 @@ def keep_run(
     return states, [(part.keys, part.values) for part in cache.layers], frame, kept
 
 
+def gradients(
+    blocks: Any,
+    ln_final: Any,
+    unembed: Any,
+    label_ids: torch.Tensor,
+    truth: torch.Tensor,
+    foil: torch.Tensor,
+    writes: list[dict[str, Any]],
+    d_head: int,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The states that enter every block, and what each row's logit difference gains along them.
+
+    Args:
+        truth: index of the true label of each row.
+        foil: index of the label that it is held against; -1 for the best of the others.
+        writes: edits of what enters the first block.
+
+    Returns:
+        states and gradients, ``[batch, pos, d_model]`` per layer.
+    """
+    args, given = blocks[0].inputs
+    entering = written(args[0], writes, "hook_resid_pre", d_head).detach().requires_grad_()
+    blocks[0].inputs = ((entering, *args[1:]), given)
+    states = [entering, *(block.input for block in list(blocks)[1:])]
+    last = ln_final(blocks[-1].output[:, -1])
+    logits = unembed(last)[:, label_ids.to(unembed.weight.device)].float()
+    truth, foil = truth.to(logits.device)[:, None], foil.to(logits.device)[:, None]
+    others = logits.scatter(1, truth, -torch.inf)
+    against = torch.where(foil < 0, others.amax(1, keepdim=True), logits.gather(1, foil.clamp(min=0)))
+    found = torch.autograd.grad((logits.gather(1, truth) - against).sum(), states)
+    return [state.detach() for state in states], list(found)
+
+
 def mean_states(blocks: Any, cols: list[torch.Tensor]) -> torch.Tensor:
     """What leaves every block, averaged over some positions of each row.
 
@@ -193,7 +226,7 @@ def run_wave(
         for site in SITES:
             edit_site(block, writes, site, d_head)
             if site == "hook_attn_out" and any(cut["how"] != "mask" for cut in cuts):
-                reweigh(block, cuts, given["past_key_values"].layers[layer].values, d_head)
+                reweigh(block, cuts, given["past_key_values"].layers[layer])
         running = block.output
         done = given["past_key_values"].layers[layer]  # its keys and values are not read again
         done.keys, done.values = done.keys[:0], done.values[:0]
@@ -248,26 +281,61 @@ def masked(mask: torch.Tensor, cuts: list[dict[str, Any]], dtype: torch.dtype, n
     return mask
 
 
-def reweigh(block: Any, cuts: list[dict[str, Any]], values: torch.Tensor, d_head: int) -> None:
-    """Change attention weights after the softmax: the attention's output is computed anew for the cut queries.
+def reweigh(block: Any, cuts: list[dict[str, Any]], cache: Any) -> None:
+    """Change attention weights after the softmax (see `reweighed`) in the block that is running.
 
     Args:
-        values: of the running rows, ``[rows, kv_heads, keys, d_head]``.
+        cache: the block's keys and values; whole only once its attention has run.
     """
     out, weights = block.attn.output[:2]
+    block.attn.output = (reweighed(out, weights, cuts, cache.values, block.attn.o), *block.attn.output[1:])
+
+
+def reweighed(
+    out: torch.Tensor,
+    weights: torch.Tensor,
+    cuts: list[dict[str, Any]],
+    values: torch.Tensor,
+    project: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """What attention gives where its weights are changed after the softmax: computed anew for the cut queries.
+
+    Args:
+        out: what it gave, ``[rows, queries, d_model]``.
+        weights: its weights, ``[rows, heads, queries, keys]``.
+        values: ``[rows, kv_heads, keys, d_head]``.
+        project: the projection that mixes the heads.
+    """
+    changed = weights.clone()
     out = out.clone()
     for cut in cuts:
         if cut["how"] == "mask":
             continue
         row, queries, keys = cut["row"], cut["queries"], cut["keys"]
-        chosen = weights[row][:, queries].clone()
-        which = torch.arange(len(chosen), device=chosen.device) if cut["heads"] is None else cut["heads"]
-        place = (which[:, None, None], torch.arange(len(queries), device=chosen.device)[:, None], keys)
-        old = chosen[place]
-        chosen[place] = cut["strength"] * (old if cut["how"] == "zero" else old.mean(-1, keepdim=True).expand_as(old))
-        mixed = chosen @ values[row].repeat_interleave(len(chosen) // values.shape[1], dim=0)
-        out[row, queries] = block.attn.o(mixed.transpose(0, 1).flatten(1))
-    block.attn.output = (out, *block.attn.output[1:])
+        which = torch.arange(weights.shape[1]) if cut["heads"] is None else cut["heads"]
+        place = (row, which[:, None, None], queries[:, None], keys)
+        old = weights[place]
+        changed[place] = cut["strength"] * (old if cut["how"] == "zero" else old.mean(-1, keepdim=True).expand_as(old))
+        mixed = changed[row][:, queries] @ values[row].repeat_interleave(weights.shape[1] // values.shape[1], dim=0)
+        out[row, queries] = project(mixed.transpose(0, 1).flatten(1))
+    return out
+
+
+def attention_mass(blocks: Any, share: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """How much of its attention every head has on some keys. Needs attention that gives its weights (eager).
+
+    Args:
+        share: how much each query counts, ``[batch, pos]``; rows add up to 1.
+        keys: 1 where a key counts, ``[batch, pos]``.
+
+    Returns:
+        ``[layers, batch, heads]``.
+    """
+    masses = []
+    for block in blocks:
+        weights = block.attn.output[1].float()
+        masses.append(torch.einsum("bq,bhqk,bk->bh", share.to(weights.device), weights, keys.to(weights.device)).cpu())
+    return torch.stack(masses)
 
 
 def edit_site(block: Any, writes: list[dict[str, Any]], site: str, d_head: int) -> None:

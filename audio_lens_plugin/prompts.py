@@ -103,17 +103,14 @@ class PromptBatch:
         length, padding = positions.roles.shape[1], int((positions.roles[row] == Role.PAD).sum())
         clips = ", ".join(f"{clip.name} ({clip.seconds:.2f} s)" for clip in self.prompts[row].clips) or "no clip"
         lines = [f"row {row}: {length} positions, {padding} of them padding; {clips}"]
-        for first, past in _runs(positions, row):
+        for run in positions.runs(row, torch.arange(length)):
+            first, past = int(run[0]), int(run[-1]) + 1
             place = f"{first}" if past == first + 1 else f"{first}-{past - 1}"
             lines.append(
-                f"{place:>9}  {self._role_name(row, first):<11} {self._time(row, first, past):<13} "
+                f"{place:>9}  {positions.role_name(row, first):<11} {self._time(row, first, past):<13} "
                 f"{self._tokens(row, first, past)}".rstrip()
             )
         return "\n".join(lines)
-
-    def _role_name(self, row: int, col: int) -> str:
-        role = Role(int(self.positions.roles[row, col]))
-        return f"audio[{int(self.positions.clips[row, col])}]" if role is Role.AUDIO else role.name.lower()
 
     def _time(self, row: int, first: int, past: int) -> str:
         start, end = float(self.positions.seconds[row, first, 0]), float(self.positions.seconds[row, past - 1, 1])
@@ -126,10 +123,3 @@ class PromptBatch:
         if role == Role.AUDIO:
             return f"{self.positions.token_text(row, first)} × {past - first}"
         return "|".join(self.positions.token_text(row, col).replace("\n", "⏎") for col in range(first, past))
-
-
-def _runs(positions: Positions, row: int) -> list[tuple[int, int]]:
-    """Stretches of positions with one role and one clip: (first, past the last)."""
-    keys = list(zip(positions.roles[row].tolist(), positions.clips[row].tolist(), strict=True))
-    starts = [col for col in range(len(keys)) if col == 0 or keys[col] != keys[col - 1]]
-    return list(zip(starts, [*starts[1:], len(keys)], strict=True))

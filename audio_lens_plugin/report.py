@@ -21,6 +21,7 @@ import soundfile
 from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.prompts import Sample
 from audio_lens_plugin.recipes.logit_lens import LensResult
+from audio_lens_plugin.recipes.scores import CellResult
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -70,7 +71,7 @@ def html_table(frame: pd.DataFrame) -> str:
     return frame.to_html(index=False, border=0, float_format="{:.3f}".format, na_rep="–")
 
 
-def subtitle_of(result: LensResult) -> str:
+def subtitle_of(result: LensResult | CellResult) -> str:
     """Model, numbers and versions of a result in one line."""
     header = result.header
     versions = ", ".join(f"{package} {number}" for package, number in header.versions.items())

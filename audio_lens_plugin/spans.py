@@ -5,8 +5,10 @@
 
     positions.at("last")                          the last position of each row: where the answer is decided
     positions.at("audio")                         all audio positions;  "audio[1]": those of the second clip
-    positions.at("audio", seconds=(0.4, 0.9))     those that hear this part of the clip
+    positions.at("audio", seconds=(0.4, 0.9))     those that hear this part of the clip; the same in one string:
+    positions.at("audio@0.4-0.9")                 for recipes and the command line; "audio[1]@0.4-0.9", too
     positions.at("question")                      every role is a name: pad, template, system, transcript, answer, ...
+    positions.at("text")                          everything that is read, not heard;  "all": audio and text
     positions.at("attribute")                     the word that names the attribute, where the prompt declared one
     positions.at("spoken language")               any word or substring of the words in the prompt
 
@@ -23,7 +25,8 @@ from enum import IntEnum
 import torch
 from jaxtyping import Float, Int
 
-AUDIO_NAME = re.compile(r"audio\[(\d+)\]")
+AUDIO_NAME = re.compile(r"audio(?:\[(\d+)\])?")
+STRETCH = re.compile(r"(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)")
 
 
 class Role(IntEnum):
@@ -106,19 +109,21 @@ class Positions:
         """Positions by name.
 
         Args:
-            name: a role, ``audio[k]``, ``last``, ``attribute``, or a word or substring of the prompt's words.
+            name: a role, ``audio[k]``, ``audio@start-end``, ``last``, ``text``, ``all``, ``attribute``, or a word or
+                substring of the prompt's words.
             seconds: keep the audio positions that hear some of this half-open stretch, in seconds of their clip.
 
         Raises:
             SpanError: nothing in the batch has this name, or ``seconds`` is asked where there is no time.
         """
-        mask = self._named(name)
+        what, seconds = _with_seconds(name, seconds)
+        mask = self._named(what)
         if seconds is not None:
-            mask = mask & self._heard_during(name, seconds)
+            mask = mask & self._heard_during(what, seconds)
         rows, cols = mask.nonzero(as_tuple=True)
         if len(rows) == 0:
             stretch = "" if seconds is None else f" between {seconds[0]:g} s and {seconds[1]:g} s"
-            raise SpanError(f"no position is {name!r}{stretch}. {self._what_there_is()}")
+            raise SpanError(f"no position is {what!r}{stretch}. {self._what_there_is()}")
         return Selection(name, rows, cols)
 
     def token_text(self, row: int, col: int) -> str:
@@ -126,11 +131,27 @@ class Positions:
         start, end = self.row_texts[row].offsets[col]
         return self.row_texts[row].text[start:end]
 
+    def role_name(self, row: int, col: int) -> str:
+        """The role of one position in words; of an audio position also which clip it hears: ``audio[0]``."""
+        role = Role(int(self.roles[row, col]))
+        return f"audio[{int(self.clips[row, col])}]" if role is Role.AUDIO else role.name.lower()
+
+    def runs(self, row: int, cols: Int[torch.Tensor, " positions"]) -> list[Int[torch.Tensor, " _"]]:
+        """Some positions of a row, in order, cut into stretches of neighbours with one role and one clip."""
+        ahead = cols - torch.arange(len(cols))  # grows where a position is left out
+        marks = torch.stack([self.roles[row, cols], self.clips[row, cols], ahead])
+        cuts = (marks[:, 1:] != marks[:, :-1]).any(dim=0).nonzero()[:, 0] + 1
+        return [run for run in torch.tensor_split(cols, cuts) if len(run)]
+
     def _named(self, name: str) -> torch.Tensor:
         if name in ROLE_NAMES:
             return self.roles == ROLE_NAMES[name]
         if match := AUDIO_NAME.fullmatch(name):
             return (self.roles == Role.AUDIO) & (self.clips == int(match[1]))
+        if name == "all":
+            return self.roles != Role.PAD
+        if name == "text":
+            return (self.roles != Role.PAD) & (self.roles != Role.AUDIO)
         if name == "last":
             return self._last()
         if name == "attribute":
@@ -172,7 +193,7 @@ class Positions:
         start, end = seconds
         if not start < end:
             raise SpanError(f"seconds=({start:g}, {end:g}) is no stretch of time: its end must come after its start.")
-        if not (name == "audio" or AUDIO_NAME.fullmatch(name)):
+        if not AUDIO_NAME.fullmatch(name):
             raise SpanError(f"only audio positions have seconds; {name!r} has none.")
         if bool((self.roles == Role.AUDIO).any()) and bool(self.seconds.isnan().all()):
             raise SpanError("the audio positions of this model keep no time: ask for 'audio' without seconds.")
@@ -180,4 +201,18 @@ class Positions:
 
     def _what_there_is(self) -> str:
         roles = [name for name, role in ROLE_NAMES.items() if bool((self.roles == role).any())]
-        return f"Roles here: {', '.join(roles)}; further names: last, attribute, audio[k], any word of the prompt."
+        further = "last, text, all, attribute, audio[k], audio@0.4-0.9 (seconds), any word of the prompt"
+        return f"Roles here: {', '.join(roles)}; further names: {further}."
+
+
+def _with_seconds(name: str, seconds: tuple[float, float] | None) -> tuple[str, tuple[float, float] | None]:
+    """What ``audio@0.4-0.9`` stands for; any other name as it is."""
+    what, mark, stretch = name.partition("@")
+    if not (mark and AUDIO_NAME.fullmatch(what)):
+        return name, seconds
+    if seconds is not None:
+        raise SpanError(f"{name!r} says its seconds already; leave out seconds=.")
+    match = STRETCH.fullmatch(stretch)
+    if match is None:
+        raise SpanError(f"{name!r} is no stretch of a clip: write its start and end in seconds, as in {what}@0.4-0.9.")
+    return what, (float(match[1]), float(match[2]))

@@ -23,7 +23,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -108,6 +108,8 @@ class Cut:
     def __post_init__(self) -> None:
         if self.strength < 0:
             raise CellError(f"an attention strength is a factor of 0 or more, not {self.strength}.")
+        if self.how not in get_args(How):
+            raise CellError(f"there is no how={self.how!r}; there are: {', '.join(get_args(How))}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,12 +182,9 @@ def store(
     Raises:
         CellError: an attention implementation that takes no mask of our making.
     """
-    if lalm.attention not in ("sdpa", "eager"):
-        raise CellError(
-            f"edited passes need attn_implementation='sdpa' or 'eager'; this model runs {lalm.attention!r}."
-        )
+    check_attention(lalm)
     wanted = [(layer, site) for layer, site in sites if site not in ("hook_resid_pre", "hook_resid_post")]
-    edits = _by_layer((write.layer, _plain(write, row)) for row, of_row in (writes or {}).items() for write in of_row)
+    edits = _by_layer((write.layer, plain(write, row)) for row, of_row in (writes or {}).items() for write in of_row)
     rows = torch.arange(len(batch))
     with torch.no_grad(), lalm.trace(batch, use_cache=True) as tracer:
         heard = save(ops.keep_tower(lalm.audio_encoder.blocks) if tower else [])
@@ -296,15 +295,16 @@ def _place(cell: Cell, index: int, run: Run, n_layers: int) -> Placed:
         if isinstance(edit, Cut):
             cuts.append((edit.layer, _plain_cut(edit, col)))
         elif edit.site == "hook_resid_post":  # what leaves a block enters the next: that block need not run
-            writes.append((edit.layer + 1, {**_plain(edit, 0, col), "site": "hook_resid_pre"}))
+            writes.append((edit.layer + 1, {**plain(edit, 0, col), "site": "hook_resid_pre"}))
         else:
-            writes.append((edit.layer, _plain(edit, 0, col)))
+            writes.append((edit.layer, plain(edit, 0, col)))
     layer = min(layer for layer, _ in [*writes, *cuts])
     writes = [(at, _last_only(write, length - 1 - col) if at == n_layers else write) for at, write in writes]
     return Placed(index, cell.row, layer, col, tuple(writes), tuple(cuts))
 
 
-def _plain(write: Write, row: int, first_col: int = 0) -> dict[str, Any]:
+def plain(write: Write, row: int, first_col: int = 0) -> dict[str, Any]:
+    """A write as the traced code takes it."""
     units = None if write.units is None else torch.tensor(write.units)
     return {
         "site": write.site,
@@ -396,10 +396,10 @@ def _check(lalm: LALM, run: Run, cells: Sequence[Cell]) -> None:
     for cell in cells:
         cuts = [edit for edit in cell.edits if isinstance(edit, Cut)]
         for edit in cell.edits:
-            if not 0 <= edit.layer < lalm.n_layers:
-                raise CellError(f"there is no layer {edit.layer}: this model has layers 0 to {lalm.n_layers - 1}.")
+            _check_layer(lalm, edit)
         for cut in cuts:
-            _check_weights(lalm, cell, cut)
+            check_cut(lalm, cut)
+            _check_z_is_left_alone(cell, cut)
             together = [other for other in cuts if other.layer == cut.layer and _share_heads(cut, other)]
             seen = (cell.row, *((id(one.queries), id(one.keys), one.strength) for one in together))
             if seen not in checked:
@@ -407,15 +407,45 @@ def _check(lalm: LALM, run: Run, cells: Sequence[Cell]) -> None:
                 checked.add(seen)
 
 
-def _check_weights(lalm: LALM, cell: Cell, cut: Cut) -> None:
-    if cut.how == "mask":
-        return
-    if lalm.attention != "eager":
+def _check_layer(lalm: LALM, edit: Write | Cut) -> None:
+    if not 0 <= edit.layer < lalm.n_layers:
+        raise CellError(f"there is no layer {edit.layer}: this model has layers 0 to {lalm.n_layers - 1}.")
+
+
+def check_cut(lalm: LALM, cut: Cut) -> None:
+    """Refuse a cut that no prompt of this model can have.
+
+    Raises:
+        CellError: an unknown layer or head, or attention weights that are not there to be changed.
+    """
+    _check_layer(lalm, cut)
+    check_attention(lalm)
+    if unknown := sorted(set(cut.heads or ()) - set(range(lalm.n_heads))):
+        raise CellError(f"there is no head {unknown[0]}: this model has heads 0 to {lalm.n_heads - 1}.")
+    if cut.how != "mask" and lalm.attention != "eager":
         raise CellError(
             f"how={cut.how!r} changes attention weights, which {lalm.attention!r} attention does not give: "
             "load the model with attn_implementation='eager'."
         )
-    if any(isinstance(edit, Write) and edit.layer == cut.layer and edit.site == "attn.hook_z" for edit in cell.edits):
+
+
+def check_attention(lalm: LALM) -> None:
+    """Refuse attention that takes no mask of our making.
+
+    Raises:
+        CellError: another implementation than eager and sdpa.
+    """
+    if lalm.attention not in ("sdpa", "eager"):
+        raise CellError(
+            f"edited passes need attn_implementation='sdpa' or 'eager'; this model runs {lalm.attention!r}."
+        )
+
+
+def _check_z_is_left_alone(cell: Cell, cut: Cut) -> None:
+    written = any(
+        isinstance(edit, Write) and (edit.layer, edit.site) == (cut.layer, "attn.hook_z") for edit in cell.edits
+    )
+    if cut.how != "mask" and written:
         raise CellError(f"layer {cut.layer}: how={cut.how!r} computes z anew, which would undo the write to it.")
 
 

@@ -31,6 +31,7 @@ from rich.progress import (
 from rich.text import Text
 from safetensors.torch import load_file, save_file
 
+from audio_lens_plugin.labels import Labels, form_after
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.prompts import Prompt
 from audio_lens_plugin.results import Header
@@ -123,6 +124,18 @@ def header_of(lalm: LALM, recipe: str, form: str, labels: Sequence[str], options
         labels=tuple(labels),
         options=options,
     )
+
+
+def labels_for(lalm: LALM, labels: Labels | Sequence[str], prompts: Sequence[Prompt]) -> Labels:
+    """Label words as tokens, in the form that goes on from the prompts' opened answers, told apart by their first.
+
+    Raises:
+        LabelError: two of them begin with the same token.
+    """
+    if not isinstance(labels, Labels):
+        labels = lalm.labels(labels, form_after(prompt.answer for prompt in prompts))
+    labels.check_first()
+    return labels
 
 
 def sweep(

@@ -37,12 +37,12 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from audio_lens_plugin.checks import Finding, Probe
-from audio_lens_plugin.labels import Labels, form_after
+from audio_lens_plugin.labels import Labels
 from audio_lens_plugin.lalm import LALM, Answers
 from audio_lens_plugin.prompts import PromptBatch, Sample
 from audio_lens_plugin.recipes.causal_figures import before_after, effect_heatmap
 from audio_lens_plugin.recipes.cells import Cell, CellError, Run, Write, run_cells, store
-from audio_lens_plugin.recipes.engine import Desk, header_of, sweep
+from audio_lens_plugin.recipes.engine import Desk, header_of, labels_for, sweep
 from audio_lens_plugin.recipes.logit_lens import logit_lens
 from audio_lens_plugin.recipes.scores import CellResult, Scores, cell_table
 from audio_lens_plugin.recipes.twins import SITE, check_layers, living_with, positions_of
@@ -193,8 +193,7 @@ def enhance(lalm: LALM, batch: PromptBatch, labels: Labels | Sequence[str], sett
         LabelError: labels that begin with the same token.
         SpanError: a row without these positions.
     """
-    if not isinstance(labels, Labels):
-        labels = lalm.labels(labels, form_after(prompt.answer for prompt in batch.prompts))
+    labels = labels_for(lalm, labels, batch.prompts)
     check_layers(lalm, [setting.source, *setting.targets])
     run = store(lalm, batch, labels.first)
     cells = [Cell(row, _writes(run, row, setting), {"row": row}) for row in range(len(batch))]
@@ -266,9 +265,7 @@ def enhance_sweep(
         SpanError: a sample that lacks these positions.
         ValueError: too few clips for two splits.
     """
-    if not isinstance(labels, Labels):
-        labels = lalm.labels(labels, form_after(sample.prompt.answer for sample in samples[:1]))
-    labels.check_first()  # before the work starts
+    labels = labels_for(lalm, labels, [sample.prompt for sample in samples[:1]])
     layers = range(lalm.n_layers)
     tried: dict[str, list[int]] = {position: list(sources if sources is not None else layers) for position in positions}
     check_layers(lalm, [*(sources or []), *(targets or [])])

@@ -29,12 +29,12 @@ from nnsight import save
 
 from audio_lens_plugin import ops
 from audio_lens_plugin.checks import Finding, Probe
-from audio_lens_plugin.labels import Labels, form_after
+from audio_lens_plugin.labels import Labels
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.prompts import PromptBatch, Sample
 from audio_lens_plugin.recipes.causal_figures import effect_heatmap
 from audio_lens_plugin.recipes.cells import Cell, CellError, Run, Write, run_cells, store
-from audio_lens_plugin.recipes.engine import Desk, header_of, sweep
+from audio_lens_plugin.recipes.engine import Desk, header_of, labels_for, sweep
 from audio_lens_plugin.recipes.scores import CellResult, Scores, cell_table
 from audio_lens_plugin.recipes.twins import SITE, check_layers, living_with, positions_of
 from audio_lens_plugin.results import Header, ResultError, load_tables, same_header, save_tables
@@ -203,9 +203,7 @@ def steering_sweep(
         ResultError: the direction is another model's.
         SpanError: a sample that lacks these positions.
     """
-    if not isinstance(labels, Labels):
-        labels = lalm.labels(labels, form_after(sample.prompt.answer for sample in samples[:1]))
-    labels.check_first()  # before the work starts
+    labels = labels_for(lalm, labels, [sample.prompt for sample in samples[:1]])
     _check(lalm, direction, layers or ())
     options = {
         "fingerprint": direction.fingerprint,

@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from nnsight.intervention.source import STATE
+from transformers import PreTrainedModel
 
 from audio_lens_plugin import ops
 from audio_lens_plugin.bridge import weight_sharing_twin
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.prompts import PromptBatch
 from audio_lens_plugin.recipes.cells import CellError, Write
-from audio_lens_plugin.spans import SpanError
+from audio_lens_plugin.spans import Role, SpanError
 
 SITE = "hook_resid_post"
 
@@ -42,7 +43,7 @@ def living_with(lalm: LALM, batch: PromptBatch, writes: Mapping[int, Sequence[Wr
     Raises:
         CellError: inside, another batch than this one; afterwards, any.
     """
-    edited = _Twin(lalm, batch, writes)
+    edited = BatchTwin(lalm, _edited_module(lalm, batch, writes), batch)
     try:
         yield edited
     finally:
@@ -57,8 +58,9 @@ def positions_of(batch: PromptBatch, row: int, name: str) -> Int[torch.Tensor, "
     """
     cols = batch.at(name).row(row)
     if not len(cols):
+        there = sorted({Role(role).name.lower() for role in batch.positions.roles[row].tolist()})
         played = ", ".join(clip.name for clip in batch.prompts[row].clips) or "no clip"
-        raise SpanError(f"no position of row {row} ({played}) is {name!r}.")
+        raise SpanError(f"no position of row {row} ({played}) is {name!r}. Its roles: {', '.join(there)}.")
     return cols
 
 
@@ -73,28 +75,40 @@ def check_layers(lalm: LALM, layers: Sequence[int]) -> None:
             raise CellError(f"there is no layer {layer}: this model has layers 0 to {lalm.n_layers - 1}.")
 
 
-class _Twin(LALM):
-    """The twin of a model for one batch."""
+class BatchTwin(LALM):
+    """A model of its own around the same weights, for one batch, until it is `over`.
 
-    def __init__(self, lalm: LALM, batch: PromptBatch, writes: Mapping[int, Sequence[Write]]) -> None:
-        module = weight_sharing_twin(lalm.module)
-        for layer in {write.layer for of_row in writes.values() for write in of_row}:
-            here = [
-                {**vars(write), "row": row} for row, those in writes.items() for write in those if write.layer == layer
-            ]
-            place = next(name for name, one in lalm.module.named_modules() if one is lalm.blocks[layer]._module)
-            _change(module.get_submodule(place), _editing(layer, here, len(batch)))
+    Args:
+        module: a twin of the model's (`bridge.weight_sharing_twin`).
+    """
+
+    def __init__(self, lalm: LALM, module: PreTrainedModel, batch: PromptBatch) -> None:
         super().__init__(module, lalm.processor, lalm.family, lalm.name, lalm.revision)
         self.batch_of_the_edit, self.over = batch, False
 
     def inputs(self, batch: PromptBatch | Mapping[str, Any]) -> dict[str, Any]:
+        """As `LALM.inputs`.
+
+        Raises:
+            CellError: another batch, or the edit has ended.
+        """
         tensors = batch.inputs if isinstance(batch, PromptBatch) else batch
         if self.over:
             raise CellError("this edit has ended; run the model inside the context.")
-        mine = self.batch_of_the_edit.inputs
-        if tensors.keys() != mine.keys() or not all(torch.equal(tensors[name].cpu(), mine[name]) for name in mine):
-            raise CellError("the edit belongs to another batch; make one for this batch.")
+        mine = self.batch_of_the_edit.inputs["input_ids"]
+        if not torch.equal(tensors["input_ids"].cpu(), mine):
+            raise CellError("the edit is of the positions of another batch; make one for this batch.")
         return super().inputs(batch)
+
+
+def _edited_module(lalm: LALM, batch: PromptBatch, writes: Mapping[int, Sequence[Write]]) -> PreTrainedModel:
+    """A twin of the module whose blocks end in the edits."""
+    module = weight_sharing_twin(lalm.module)
+    for layer in {write.layer for of_row in writes.values() for write in of_row}:
+        here = [{**vars(write), "row": row} for row, those in writes.items() for write in those if write.layer == layer]
+        place = next(name for name, one in lalm.module.named_modules() if one is lalm.blocks[layer]._module)
+        _change(module.get_submodule(place), _editing(layer, here, len(batch)))
+    return module
 
 
 Edit = Callable[[torch.Tensor, Any], torch.Tensor]

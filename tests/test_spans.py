@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,8 @@ def test_every_position_answers_to_exactly_one_role(rows: list[list[str]]) -> No
     [
         ("template", [[0, 5], [0, 10]]),
         ("audio", [[1, 2, 3, 4], [1, 2, 3, 4]]),
+        ("all", [[*range(9)], [*range(14)]]),
+        ("text", [[0, 5, 6, 7, 8], [0, *range(5, 14)]]),
         ("question", [[], [5, 6, 7, 8, 9]]),
         ("answer", [[6, 7, 8], [11, 12, 13]]),
         ("last", [[8], [13]]),
@@ -125,6 +129,26 @@ def test_seconds_keep_what_overlaps_the_half_open_stretch(
 
 
 @settings(deadline=None)
+@given(
+    name=st.sampled_from(["audio", "audio[0]"]),
+    start=st.decimals(0, "0.9", places=3),
+    long=st.decimals("0.01", 9, places=2),
+)
+def test_a_stretch_is_the_same_in_one_string(name: str, start: Decimal, long: Decimal) -> None:
+    end = start + long
+    assert found(BATCH, f"{name}@{start}-{end}") == found(BATCH, name, (float(start), float(end)))
+
+
+def test_a_stretch_of_one_clip_leaves_the_others_out() -> None:
+    positions = written([("audio[0]", "<A>"), ("audio[1]", "<A>"), ("audio[1]", "<A>")])
+    assert found(positions, "audio[1]@0-0.25") == [[1]]
+
+
+def test_an_address_in_the_question_is_a_word_like_others() -> None:
+    assert found(written([("question", "call"), ("question", " it@0-1")]), "it@0-1") == [[1]]
+
+
+@settings(deadline=None)
 @given(cut=st.floats(0.001, 0.999))
 def test_two_stretches_that_meet_cover_the_clip(cut: float) -> None:
     before, after = found(BATCH, "audio", (0.0, cut)), found(BATCH, "audio", (cut, 1.0))
@@ -138,13 +162,18 @@ def test_seconds_count_from_the_start_of_their_clip() -> None:
 
 REFUSED = {
     "unknown": (BATCH, "rooster", None, r"no position is 'rooster'\. Roles here: pad, template, audio, question, ans"),
-    "further names": (BATCH, "rooster", None, r"further names: last, attribute, audio\[k\], any word"),
+    "further names": (BATCH, "rooster", None, r"further names: last, text, all, attribute, audio\[k\], audio@"),
     "absent role": (BATCH, "system", None, r"no position is 'system'\. Roles here: (?!.*system)"),
     "absent clip": (BATCH, "audio[1]", None, r"no position is 'audio\[1\]'"),
     "silent stretch": (BATCH, "audio", (7.0, 8.5), r"no position is 'audio' between 7 s and 8\.5 s"),
     "backward stretch": (BATCH, "audio", (0.9, 0.4), r"seconds=\(0\.9, 0\.4\) is no stretch.*end must come after"),
     "empty stretch": (BATCH, "audio", (0.4, 0.4), r"seconds=\(0\.4, 0\.4\) is no stretch"),
     "words in time": (BATCH, "answer", (0.0, 1.0), r"only audio positions have seconds; 'answer' has none"),
+    "silent stretch in one string": (BATCH, "audio@7-8.5", None, r"no position is 'audio' between 7 s and 8\.5 s"),
+    "backward stretch in one string": (BATCH, "audio@0.9-0.4", None, r"seconds=\(0\.9, 0\.4\) is no stretch"),
+    "half a stretch": (BATCH, "audio@0.4", None, r"'audio@0\.4' is no stretch of a clip: write.*as in audio@0\.4-0\.9"),
+    "stretch of words": (BATCH, "audio[0]@a-b", None, r"is no stretch of a clip: write.*as in audio\[0\]@0\.4-0\.9"),
+    "two stretches": (BATCH, "audio@0.4-0.9", (0.4, 0.9), r"'audio@0\.4-0\.9' says its seconds already"),
     "no time": (written(SHORT, time=False), "audio", (0.0, 1.0), r"keep no time: ask for 'audio' without seconds"),
     "undeclared": (written(SHORT), "attribute", None, r"declares its attribute; build it with attribute="),
     "unsaid": (written(SHORT, attribute="mood"), "attribute", None, r"no position is 'attribute'"),
@@ -174,6 +203,21 @@ def test_a_whole_word_is_preferred_to_a_part_of_another() -> None:
 def test_a_whole_word_of_the_template_hides_no_part_of_a_question() -> None:
     positions = written([*HEAD, ("question", "cattle")])  # the template says "cat"
     assert found(positions, "cat") == [[5]]
+
+
+def test_runs_are_neighbours_of_one_role_and_one_clip() -> None:
+    names = ["template", "template", "audio[0]", "audio[0]", "audio[1]", "template", "answer"]
+    positions = written([("answer", "x")] * 9, [(name, "x") for name in names])
+    runs = positions.runs(1, positions.at("all").row(1))
+    assert [run.tolist() for run in runs] == [[2, 3], [4, 5], [6], [7], [8]]
+    assert [positions.role_name(1, int(run[0])) for run in runs] == [
+        "template", "audio[0]", "audio[1]", "template", "answer"
+    ]  # fmt: skip
+    assert [run.tolist() for run in positions.runs(1, positions.at("template").row(1))] == [[2, 3], [7]]
+
+
+def test_no_positions_make_no_runs() -> None:
+    assert BATCH.runs(0, BATCH.at("question").row(0)) == []
 
 
 def test_a_selection_keeps_rows_in_order() -> None:

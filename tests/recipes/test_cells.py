@@ -7,8 +7,12 @@ import torch
 from models import MODELS, open_model
 from naive import naive
 
+from audio_lens_plugin.datasets import toy_clips
 from audio_lens_plugin.lalm import LALM
-from audio_lens_plugin.recipes.cells import WRITABLE, Cell, Cut, Run, Write, run_cells, store
+from audio_lens_plugin.recipes.activation_patching import activation_patching
+from audio_lens_plugin.recipes.cells import WRITABLE, Cell, CellError, Cut, Run, Write, counted_work, run_cells, store
+from audio_lens_plugin.recipes.pairs import pairs_from
+from audio_lens_plugin.tracks import TRACKS
 
 TOLERANCE = 1e-5
 IDS = torch.tensor([5, 50, 500])
@@ -117,3 +121,78 @@ def test_batches_of_any_size_give_the_same(lalm: LALM, run: Run) -> None:
     cells = [Cell(1, (Write("hook_resid_pre", layer, cols, values),), {"l": layer}) for layer in range(lalm.n_layers)]
     one, many = (run_cells(lalm, run, cells, IDS, batch_size=size) for size in (1, 32))
     torch.testing.assert_close(one.label_logits, many.label_logits, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def what_ran(lalm: LALM, run: Run, cells: list[Cell], **kwargs) -> list[tuple[int, int, int]]:
+    """Layer, rows and positions of every block that ran, seen by torch hooks inside the blocks."""
+    seen: list[tuple[int, int, int]] = []
+    handles = [
+        block.attn.q._module.register_forward_hook(
+            lambda module, args, out, layer=layer: seen.append((layer, *out.shape[:2]))
+        )
+        for layer, block in enumerate(lalm.blocks)
+    ]
+    try:
+        run_cells(lalm, run, cells, IDS, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def test_no_layer_and_no_position_runs_in_vain(lalm: LALM, run: Run) -> None:
+    last, length = spans(run, 1)["last"], run.batch.shape[1]
+    top = lalm.n_layers - 1
+    value = run.states[top][0, last]
+    one = what_ran(lalm, run, [Cell(1, (Write("hook_resid_pre", top, last, value),))])
+    assert one == [(top, 1, 1)]
+    sweep = [Cell(1, (Write("hook_resid_pre", layer, last, value),), {"l": layer}) for layer in range(lalm.n_layers)]
+    assert what_ran(lalm, run, sweep) == [(layer, layer + 1, 1) for layer in range(lalm.n_layers)]
+    assert counted_work(run, sweep, lalm.n_layers) == sum(rows for _, rows, _ in what_ran(lalm, run, sweep))
+    after = Cell(1, (Write("hook_resid_post", top, last, value),))
+    assert what_ran(lalm, run, [after]) == []  # what leaves the last block needs no block
+    heard = spans(run, 1)["audio"]
+    whole = [Cell(1, (Write("hook_resid_pre", 0, heard, run.states[0][0, -len(heard) :]),))]
+    assert {positions for *_, positions in what_ran(lalm, run, whole)} == {length - int(heard[0])}
+
+
+def test_waves_hold_no_more_rows_than_asked_for(toy: LALM, clips: list) -> None:
+    run = store(toy, toy.prompt(clips[0], question="What is heard?"), IDS)
+    cols, length = run.batch.at("all").row(0), run.batch.shape[1]
+    write = [Write("hook_resid_pre", layer, cols, run.states[layer][0, cols]) for layer in range(toy.n_layers)]
+    cells = [Cell(0, (write[layer],), {"n": number}) for layer in range(toy.n_layers) for number in range(3)]
+    ran = what_ran(toy, run, cells, batch_size=2)
+    assert max(rows for _, rows, _ in ran) == 2
+    assert {positions for *_, positions in ran} == {length}
+
+
+def test_what_cannot_be_edited_is_refused(toy: LALM, clips: list) -> None:
+    run = store(toy, toy.prompt(clips[0], question="What is heard?"), IDS)
+    last, everything = run.batch.at("last").row(0), run.batch.at("all").row(0)
+    with pytest.raises(CellError, match="'hook_nothing' cannot be written"):
+        Write("hook_nothing", 0, last, run.states[0][0, last])
+    with pytest.raises(CellError, match="no layer 99"):
+        run_cells(toy, run, [Cell(0, (Write("hook_resid_pre", 99, last, run.states[0][0, last]),))], IDS)
+    with pytest.raises(CellError, match="every key of the query"):
+        run_cells(toy, run, [Cell(0, (Cut(0, last, everything),))], IDS)
+    halves = [Cut(0, last, half) for half in everything.chunk(2)]
+    with pytest.raises(CellError, match="every key of the query"):
+        run_cells(toy, run, [Cell(0, tuple(halves))], IDS)
+    with pytest.raises(CellError, match="without edits"):
+        run_cells(toy, run, [Cell(0, ())], IDS)
+    with pytest.raises(CellError, match="attn_implementation='eager'"):
+        run_cells(toy, run, [Cell(0, (Cut(0, last, everything, how="zero"),))], IDS)
+
+
+def test_a_clip_is_encoded_once_whatever_the_number_of_cells(toy: LALM) -> None:
+    pairs = pairs_from(toy_clips("toy/qwen2-audio", "Animal").samples("open+is+question"), "silence", limit=2)
+    clips_heard: list[int] = []
+    handle = toy.audio_encoder._module.register_forward_hook(
+        lambda module, args, kwargs, out: clips_heard.append(len(out.last_hidden_state)), with_kwargs=True
+    )
+    try:
+        result = activation_patching(toy, pairs, TRACKS["Animal"].labels)
+    finally:
+        handle.remove()
+    assert len(result.cells) == 2 * 5 * toy.n_layers
+    assert clips_heard == [2, 2]  # two clean clips, two silences
