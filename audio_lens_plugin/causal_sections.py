@@ -44,7 +44,7 @@ def knockout_section(result: KnockoutResult, title: str) -> Section:
     """What became of the answer without some of the attention, beside the control."""
     effects = result.effects()
     cut = effects[effects["cut"] == "keys"]
-    worst = cut.loc[cut["probability"].idxmin()]
+    worst = cut.sort_values("probability", kind="stable").iloc[0]
     text = (
         f"Of {len(result.samples)} clips the model answers {result.baseline('accuracy', 'clean').mean():.0%} rightly "
         f"while nothing is cut. {result.header.options['window']} layers are cut at a time.",
@@ -128,8 +128,7 @@ def enhance_section(result: EnhanceResult, title: str) -> Section:
 def _strongest(table: pd.DataFrame, denoising: bool) -> pd.Series:
     """The patch that does most; to patch everything says little, so it only counts where it was all there is."""
     parts = table[table["position"] != "all"]
-    values = (parts if len(parts) else table)["value"]
-    return table.loc[values.idxmax() if denoising else values.idxmin()]
+    return (parts if len(parts) else table).sort_values("value", ascending=not denoising, kind="stable").iloc[0]
 
 
 def _place(line: pd.Series) -> str:
