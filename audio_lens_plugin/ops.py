@@ -118,6 +118,22 @@ def gradients(
     return [state.detach() for state in states], list(found)
 
 
+def mean_states(blocks: Any, cols: list[torch.Tensor]) -> torch.Tensor:
+    """What leaves every block, averaged over some positions of each row.
+
+    Args:
+        cols: of each row, its positions.
+
+    Returns:
+        ``[layers, rows, d_model]``, in fp32 on the CPU.
+    """
+    means = []
+    for block in blocks:
+        state = block.output
+        means.append(torch.stack([state[row, chosen].float().mean(0) for row, chosen in enumerate(cols)]).cpu())
+    return torch.stack(means)
+
+
 def keep_tower(blocks: Any) -> list[torch.Tensor]:
     """What enters every block of the audio tower, and what leaves the last: ``[clips, frames, d]`` each."""
     states = [block.input for block in blocks]

@@ -299,8 +299,7 @@ def _place(cell: Cell, index: int, run: Run, n_layers: int) -> Placed:
         else:
             writes.append((edit.layer, plain(edit, 0, col)))
     layer = min(layer for layer, _ in [*writes, *cuts])
-    if layer == n_layers:
-        writes = [(at, _last_only(write, length - 1 - col)) for at, write in writes]
+    writes = [(at, _last_only(write, length - 1 - col) if at == n_layers else write) for at, write in writes]
     return Placed(index, cell.row, layer, col, tuple(writes), tuple(cuts))
 
 

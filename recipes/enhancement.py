@@ -45,7 +45,7 @@ from audio_lens_plugin.recipes.cells import Cell, CellError, Run, Write, run_cel
 from audio_lens_plugin.recipes.engine import Desk, header_of, sweep
 from audio_lens_plugin.recipes.logit_lens import logit_lens
 from audio_lens_plugin.recipes.scores import CellResult, Scores, cell_table
-from audio_lens_plugin.recipes.twins import SITE, living_with, positions_of
+from audio_lens_plugin.recipes.twins import SITE, check_layers, living_with, positions_of
 from audio_lens_plugin.results import Header, bootstrap_mean, mcnemar, paired_difference
 from audio_lens_plugin.tracks import TRACKS
 
@@ -195,7 +195,7 @@ def enhance(lalm: LALM, batch: PromptBatch, labels: Labels | Sequence[str], sett
     """
     if not isinstance(labels, Labels):
         labels = lalm.labels(labels, form_after(prompt.answer for prompt in batch.prompts))
-    _check_layers(lalm, [setting.source, *setting.targets])
+    check_layers(lalm, [setting.source, *setting.targets])
     run = store(lalm, batch, labels.first)
     cells = [Cell(row, _writes(run, row, setting), {"row": row}) for row in range(len(batch))]
     return Answers(labels, run_cells(lalm, run, cells, labels.first).log_probs)
@@ -217,7 +217,7 @@ def enhanced(lalm: LALM, batch: PromptBatch, setting: Enhancement) -> AbstractCo
         CellError: layers that the model does not have; inside, another batch than this one.
         SpanError: a row without these positions.
     """
-    _check_layers(lalm, [setting.source, *setting.targets])
+    check_layers(lalm, [setting.source, *setting.targets])
     run = store(lalm, batch, torch.tensor([0]))  # whatever it says of this token, its states are wanted
     return living_with(lalm, batch, {row: _writes(run, row, setting) for row in range(len(batch))})
 
@@ -271,7 +271,7 @@ def enhance_sweep(
     labels.check_first()  # before the work starts
     layers = range(lalm.n_layers)
     tried: dict[str, list[int]] = {position: list(sources if sources is not None else layers) for position in positions}
-    _check_layers(lalm, [*(sources or []), *(targets or [])])
+    check_layers(lalm, [*(sources or []), *(targets or [])])
     if choose_by not in get_args(ChooseBy):
         raise CellError(f"choose_by={choose_by!r} is none of {', '.join(get_args(ChooseBy))}.")
     chosen_by, held_out = split(samples, development, seed)
@@ -476,12 +476,6 @@ def _scaled(
         return factor * state
     norms = [run.at(SITE, layer)[row, cols].float().norm(dim=-1, keepdim=True) for layer in (like, source)]
     return (factor * norms[0] / norms[1] * state.float()).to(state.dtype)
-
-
-def _check_layers(lalm: LALM, layers: Sequence[int]) -> None:
-    for layer in layers:
-        if not 0 <= layer < lalm.n_layers:
-            raise CellError(f"there is no layer {layer}: this model has layers 0 to {lalm.n_layers - 1}.")
 
 
 def an_enhancement_equals_one_whole_pass(probe: Probe) -> Finding:

@@ -259,6 +259,26 @@ class CellResult:
         table, per_sample = self._combinations(values, by)
         return _estimates(table, per_sample, lambda held, columns: bootstrap_mean(per_sample[held][:, columns], seed))
 
+    def changes(self, by: Sequence[str], run: str, metrics: Sequence[str], seed: int = 0) -> pd.DataFrame:
+        """Mean over samples of cell minus unedited run, with a 95 % bootstrap interval, per combination of axes.
+
+        Args:
+            run: name of the baseline.
+            metrics: names of metrics.
+
+        Returns:
+            columns ``by..., samples``, and for each metric ``<metric>, <metric>_low, <metric>_high``.
+
+        Raises:
+            ValueError: unknown axes, metric or run, or the true labels are not known.
+        """
+        sample, tables = self.cells["sample"].to_numpy(), []
+        for metric in metrics:
+            change = self.over_samples(self.metric(metric) - self.baseline(metric, run)[sample], by, seed)
+            named = {"value": metric, "low": f"{metric}_low", "high": f"{metric}_high"}
+            tables.append(change.set_index([*by, "samples"]).rename(columns=named))
+        return pd.concat(tables, axis=1).reset_index()
+
     def recovered(self, metric: str | Metric, by: Sequence[str], start: str, goal: str, seed: int = 0) -> pd.DataFrame:
         """Recovered fraction for each combination of the axes in ``by``: 0 = the start run, 1 = the goal run.
 

@@ -89,7 +89,10 @@ def test_several_edits_in_one_cell(lalm: LALM, run: Run) -> None:
         Write("hook_mlp_out", 1, spoken["question"], run.at("hook_mlp_out", 1)[1, spoken["question"]]),
         Cut(lalm.n_layers - 1, spoken["last"], spoken["audio"]),
     )
-    agree(lalm, run, [Cell(0, edits, {"n": 0}), Cell(1, edits[:1], {"n": 1})])
+    asked = spoken["question"]
+    more = add.expand(len(asked), -1)
+    ends = tuple(Write("hook_resid_post", layer, asked, more, keep=1.0) for layer in (0, lalm.n_layers - 1))
+    agree(lalm, run, [Cell(0, edits, {"n": 0}), Cell(1, edits[:1], {"n": 1}), Cell(0, ends, {"n": 2})])
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.3, 2.0])
