@@ -33,7 +33,8 @@ def patch_section(result: PatchResult, title: str) -> Section:
         f"{len(result.samples)} pairs of prompts: {clean:.0%} are answered rightly as they are, {corrupted:.0%} when "
         f"corrupted. States of the {brought} run are put into the {into} one; of the difference in logits between the "
         "true label and its rival, 0 is what the corrupted run has, 1 the clean one's.",
-        f"{'Most is recovered' if denoising else 'Least is left'} by patching {_place(best)}: {_interval(best, signed=False)}.",
+        f"{'Most is recovered' if denoising else 'Least is left'} by patching {_place(best)}: "
+        f"{_interval(best, signed=False)}.",
         *_grounding(result),
     )
     figures = tuple(_patch_picture(result, title, site, _place(best)) for site in sites)

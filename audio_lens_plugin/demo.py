@@ -176,13 +176,13 @@ def _sections(model: str, look: Look) -> list[Section]:
 def _causes(model: str, out: Path, console: Console) -> list[Section]:
     """Every causal recipe once: one model, one attribute, the clips that ship with it."""
     samples = toy_clips(model, CAUSAL_TRACK).samples(CAUSAL_FORM)
-    labels, form = TRACKS[CAUSAL_TRACK].labels, {"form": CAUSAL_FORM}
+    labels, form = TRACKS[CAUSAL_TRACK].labels, CAUSAL_FORM
     lalm = load(model, attn_implementation="eager")  # heads show their weights under eager attention alone
     pairs = pairs_from(samples, "other")
-    patched = activation_patching(lalm, pairs, labels, positions=PATCHED, how="resample", **form)
-    cut = attention_knockout(lalm, samples, labels, "last", "audio", **form)
-    listening = listening_heads(lalm, samples, labels, **form)
-    enhanced = enhance_sweep(lalm, samples, labels, coefficients=(1.0,), **form)
+    patched = activation_patching(lalm, pairs, labels, positions=PATCHED, how="resample", form=form)
+    cut = attention_knockout(lalm, samples, labels, "last", "audio", form=form)
+    listening = listening_heads(lalm, samples, labels, form=form)
+    enhanced = enhance_sweep(lalm, samples, labels, coefficients=(1.0,), form=form)
     about = f"{model}: {CAUSAL_TRACK}"
     sections = [
         patch_section(patched, f"{about}, patched"),
