@@ -33,7 +33,8 @@ def patch_section(result: PatchResult, title: str) -> Section:
         f"{len(result.samples)} pairs of prompts: {clean:.0%} are answered rightly as they are, {corrupted:.0%} when "
         f"corrupted. States of the {brought} run are put into the {into} one; of the difference in logits between the "
         "true label and its rival, 0 is what the corrupted run has, 1 the clean one's.",
-        f"{'Most is recovered' if denoising else 'Least is left'} by patching {_place(best)}: {_interval(best)}.",
+        f"{'Most is recovered' if denoising else 'Least is left'} by patching {_place(best)}: "
+        f"{_interval(best, signed=False)}.",
         *_grounding(result),
     )
     figures = tuple(_patch_picture(result, title, site, _place(best)) for site in sites)
@@ -44,7 +45,7 @@ def knockout_section(result: KnockoutResult, title: str) -> Section:
     """What became of the answer without some of the attention, beside the control."""
     effects = result.effects()
     cut = effects[effects["cut"] == "keys"]
-    worst = cut.loc[cut["probability"].idxmin()]
+    worst = cut.sort_values("probability", kind="stable").iloc[0]
     text = (
         f"Of {len(result.samples)} clips the model answers {result.baseline('accuracy', 'clean').mean():.0%} rightly "
         f"while nothing is cut. {result.header.options['window']} layers are cut at a time.",
@@ -128,8 +129,7 @@ def enhance_section(result: EnhanceResult, title: str) -> Section:
 def _strongest(table: pd.DataFrame, denoising: bool) -> pd.Series:
     """The patch that does most; to patch everything says little, so it only counts where it was all there is."""
     parts = table[table["position"] != "all"]
-    values = (parts if len(parts) else table)["value"]
-    return table.loc[values.idxmax() if denoising else values.idxmin()]
+    return (parts if len(parts) else table).sort_values("value", ascending=not denoising, kind="stable").iloc[0]
 
 
 def _place(line: pd.Series) -> str:

@@ -1,12 +1,13 @@
 """The demo: toy models, the clips that ship with them, and a report about all four attributes, models side by side.
 
-It is also the shortest complete example of the package: load, ask, read every layer, look.
+It is also the shortest complete example of the package: load, ask, read every layer, look, and then edit: what the lens
+sees of one model and one attribute is followed to its causes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,11 +15,18 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
+from audio_lens_plugin.causal_sections import enhance_section, heads_section, knockout_section, patch_section
 from audio_lens_plugin.datasets import Samples, toy_clips
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.loading import LoadError, load, toys
+from audio_lens_plugin.recipes.activation_patching import activation_patching
+from audio_lens_plugin.recipes.attention_knockout import attention_knockout
+from audio_lens_plugin.recipes.enhancement import enhance_sweep
 from audio_lens_plugin.recipes.lens_figures import models_side_by_side
+from audio_lens_plugin.recipes.listening_heads import listening_heads
 from audio_lens_plugin.recipes.logit_lens import LensResult, logit_lens
+from audio_lens_plugin.recipes.pairs import pairs_from
+from audio_lens_plugin.recipes.scores import CellResult
 from audio_lens_plugin.report import (
     Section,
     html_table,
@@ -32,6 +40,8 @@ from audio_lens_plugin.tracks import TRACKS
 
 FORM = "reversed+is"
 POSITIONS = ("audio", "answer", "attribute", "last")
+CAUSAL_TOY, CAUSAL_TRACK, CAUSAL_FORM = "toy/qwen2-audio", "Animal", "reversed+is+question"
+PATCHED = ("audio", "question", "attribute", "answer", "last")
 ASKED = (
     "A prompt is a clip, the model's chat template, and an assistant's turn left open. Every position of the sequence "
     "has one role; audio positions know which part of the clip they hear, where the model keeps time."
@@ -40,6 +50,7 @@ TOYS = (
     "Toys: tiny models of the real classes, trained on synthetic speech and sounds. They show how the tools work and "
     "how a listening model looks from inside; their numbers say nothing about real models."
 )
+CAUSAL_CAVEAT = "A toy, one attribute, and the few clips that ship with it; enhancement tries one coefficient."
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class Look:
 
 
 def run_demo(models: Sequence[str], out: Path, console: Console) -> Path:
-    """Run the lens on the four attributes for each model and write ``report.html``; returns its path.
+    """Run the lens on the four attributes for each model, edit one, and write ``report.html``; returns its path.
 
     Raises:
         LoadError: a model that is not on the shelf of toys.
@@ -66,6 +77,7 @@ def run_demo(models: Sequence[str], out: Path, console: Console) -> Path:
     if len(models) > 1:
         sections.append(_side_by_side(looks, out))
     sections += [section for model, look in looks.items() for section in _sections(model, look)]
+    sections += _causes(CAUSAL_TOY if CAUSAL_TOY in models else models[0], out, console)
     (any_result, *_) = looks[models[0]].results.values()
     subtitle = subtitle_of(any_result).replace(models[0], ", ".join(models))
     return write_report(out / "report.html", f"Audio lens: {', '.join(models)}", subtitle, sections)
@@ -159,3 +171,28 @@ def _sections(model: str, look: Look) -> list[Section]:
         for track, result in look.results.items()
     ]
     return [asked, *lenses]
+
+
+def _causes(model: str, out: Path, console: Console) -> list[Section]:
+    """Every causal recipe once: one model, one attribute, the clips that ship with it."""
+    samples = toy_clips(model, CAUSAL_TRACK).samples(CAUSAL_FORM)
+    labels, form = TRACKS[CAUSAL_TRACK].labels, CAUSAL_FORM
+    lalm = load(model, attn_implementation="eager")  # heads show their weights under eager attention alone
+    pairs = pairs_from(samples, "other")
+    patched = activation_patching(lalm, pairs, labels, positions=PATCHED, how="resample", form=form)
+    cut = attention_knockout(lalm, samples, labels, "last", "audio", form=form)
+    listening = listening_heads(lalm, samples, labels, form=form)
+    enhanced = enhance_sweep(lalm, samples, labels, coefficients=(1.0,), form=form)
+    about = f"{model}: {CAUSAL_TRACK}"
+    sections = [
+        patch_section(patched, f"{about}, patched"),
+        knockout_section(cut, f"{about}, attention cut"),
+        heads_section(listening, f"{about}, heads that listen"),
+        enhance_section(enhanced, f"{about}, enhanced"),
+    ]
+    folder = out / model.removeprefix("toy/")
+    results: list[CellResult] = [patched, cut, listening, enhanced]
+    for result, section in zip(results, sections, strict=True):
+        result.save(folder / result.recipe)
+        console.print(f"{section.title}: {section.text[1]}", markup=False, highlight=False, soft_wrap=True)
+    return [replace(section, caveat=f"{CAUSAL_CAVEAT} {section.caveat}") for section in sections]

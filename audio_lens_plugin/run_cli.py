@@ -91,7 +91,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         function(setup, **options)
 
     asked = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*common.values(), *own)]
-    del command.__wrapped__  # type: ignore[attr-defined]  # typer would look for annotations there
+    del command.__wrapped__  # typer would look for annotations there
     command.__annotations__ = {one.name: one.annotation for one in asked}
     command.__signature__ = inspect.Signature(asked)  # type: ignore[attr-defined]
     run_app.command()(command)
@@ -247,7 +247,12 @@ def enhance(
         from audio_lens_plugin.causal_sections import enhance_section
         from audio_lens_plugin.recipes.enhancement import enhance_sweep
 
-        settings = {"positions": _names(position), "choose_by": choose_by, "how": how, "coefficients": numbers}
+        settings: dict[str, Any] = {
+            "positions": _names(position),
+            "choose_by": choose_by,
+            "how": how,
+            "coefficients": numbers,
+        }
         result = enhance_sweep(lalm, clips.samples(setup.form), clips.track.labels, **settings, **common)
         section = enhance_section(result, f"{clips.track.name}: enhancement")
         return Found(
@@ -263,6 +268,8 @@ def enhance(
 
 def _run(setup: Setup, title: str, experiment: Experiment, attention: str | None = None) -> None:
     """Load, run, keep, report."""
+    import matplotlib.pyplot as plt
+
     from audio_lens_plugin.loading import load
     from audio_lens_plugin.report import subtitle_of, write_report
 
@@ -279,6 +286,7 @@ def _run(setup: Setup, title: str, experiment: Experiment, attention: str | None
         for name, figure in found.figures.items():
             for kind in ("png", "svg"):
                 figure.savefig(setup.out / f"{name}.{kind}", dpi=160)
+            plt.close(figure)
         (first, *_) = found.results.values()
         report = write_report(
             setup.out / "report.html", f"{title} of {setup.model}", subtitle_of(first), found.sections

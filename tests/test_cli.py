@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,20 +42,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def inside(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs a command in this process, in the folder of clips; returns its exit code and what it told as an error."""
+    """Runs a command here, in the folder of clips; returns its exit code, its errors, and its output if asked."""
 
-    def run(*arguments: str) -> tuple[int, str]:
+    def run(*arguments: str, output: bool = False) -> tuple[Any, ...]:
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", ["audio-lens", *arguments])
         with pytest.raises(SystemExit) as exit_:
             main()
-        return int(exit_.value.code or 0), capsys.readouterr().err
+        said = capsys.readouterr()
+        code = int(exit_.value.code or 0)
+        return (code, said.err, said.out) if output else (code, said.err)
 
     return run
 
 
+def on_clips(experiment: str, out: str, *more: str) -> list[str]:
+    return ["run", experiment, "--data", "table:clips.csv", "--label", "sex", "--track", "Gender", "--out", out, *more]
+
+
 def lens(folder: Path, out: str, *more: str) -> list[str]:
-    return ["run", "lens", "--data", "table:clips.csv", "--label", "sex", "--track", "Gender", "--out", out, *more]
+    return on_clips("lens", out, *more)
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +127,66 @@ def test_an_interrupted_run_says_where_to_go_on(folder: Path) -> None:
     assert "the same command goes on from there" in errors
 
 
+CAUSAL = {
+    "patch": (
+        ["--corrupted", "other", "--how", "resample", "--positions", "audio,last,all", "--layers", "0,7"],
+        ["activation_patching/activation_patching.json", "recovered.csv", "hook_resid_pre.png", "hook_resid_pre.svg"],
+        "Most is recovered by patching",
+    ),
+    "knockout": (
+        ["--window", "8", "--table", "--form", "open+is+question", "--how", "zero"],
+        ["attention_knockout/attention_knockout.json", "knockout_table/attention_knockout.json",
+         "attention_knockout.csv", "knockout_table.csv", "attention_knockout.png", "knockout_table.svg"],
+        "Most is lost when last cannot read audio",
+    ),
+    "heads": (
+        [],
+        ["listening_heads/listening_heads.json", "heads.csv", "heads_effect.png", "heads_mass.svg"],
+        "Most is lost without layer",
+    ),
+    "enhance": (
+        ["--coefficients", "1", "--how", "average", "--choose-by", "information"],
+        ["enhancement/enhancement.json", "held_out.csv", "development.csv", "held_out.png", "development.svg"],
+        "held-out clips accuracy goes from",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("experiment", CAUSAL)
+def test_a_causal_run_leaves_tables_figures_and_a_report_and_goes_on(folder: Path, inside, experiment: str) -> None:
+    options, files, summary = CAUSAL[experiment]
+    arguments = on_clips(experiment, experiment, "--batch-size", "5", *options)
+    code, _, said = inside(*arguments, output=True)
+    assert code == 0
+    assert summary in said.splitlines()[-2]
+    assert said.splitlines()[-1] == f"{experiment}/report.html"
+    for name in (*files, "report.html"):
+        assert (folder / experiment / name).stat().st_size > 50, name
+    assert "Gender: " in (folder / experiment / "report.html").read_text()
+    parts = {path: path.stat().st_mtime_ns for path in (folder / experiment / "parts").glob("[!.]*")}
+    tables = {path: path.read_bytes() for path in (folder / experiment).glob("*.csv")}
+    assert len(parts) >= 2
+    assert inside(*arguments)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in parts} == parts, "a finished batch was computed again"
+    assert {path: path.read_bytes() for path in tables} == tables
+
+
+def test_what_is_asked_for_on_the_command_line_is_what_runs(folder: Path, inside) -> None:
+    arguments = ["--direction", "noise", "--site", "hook_mlp_out,attn.hook_z", "--layers", "1,3", "--positions", "last"]
+    code, errors = inside(*on_clips("patch", "noised", *arguments))
+    assert code == 0, errors
+    header = json.loads((folder / "noised/activation_patching/activation_patching.json").read_text())
+    wanted = {"direction": "noise", "sites": ["hook_mlp_out", "attn.hook_z"], "layers": [1, 3], "positions": ["last"]}
+    assert {name: header["options"][name] for name in wanted} == wanted
+    assert header["form"] == "open+is"
+    recovered = pd.read_csv(folder / "noised" / "recovered.csv")
+    assert list(zip(recovered["site"], recovered["layer"], strict=True)) == [
+        (site, layer) for site in wanted["sites"] for layer in wanted["layers"]
+    ]
+    for name in ("hook_mlp_out.png", "attn_hook_z.png"):
+        assert (folder / "noised" / name).exists()
+
+
 def test_a_prompt_is_shown_with_every_position_labelled(folder: Path) -> None:
     done = audio_lens("show", "9.wav", "--question", "What animal makes the sound?", "--answer", "It is a", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -145,6 +212,14 @@ def test_models_lists_families_and_toys(folder: Path) -> None:
         (["run", "lens", "--data", "table:clips.csv", "--out", "x"], "a table needs --track"),
         (["run", "lens", "--data", "table:clips.csv", "--label", "sex", "--track", "Gender", "--form", "loud",
           "--out", "x"], "unknown prompt form 'loud'"),
+        ([*on_clips("patch", "x"), "--direction", "sideways"], "--direction 'sideways' is none of: denoise, noise."),
+        ([*on_clips("patch", "x"), "--layers", "one"], "--layers takes whole numbers with commas between them"),
+        ([*on_clips("patch", "x"), "--corrupted", "thunder"], "'thunder' is no kind of corruption"),
+        ([*on_clips("patch", "x"), "--site", "hook_soul"], "'hook_soul' cannot be patched"),
+        ([*on_clips("knockout", "x"), "--how", "gently"], "--how 'gently' is none of: mask, zero, spread."),
+        ([*on_clips("heads", "x"), "--keys", "question"], "question"),
+        ([*on_clips("enhance", "x"), "--choose-by", "luck"], "--choose-by 'luck' is none of: accuracy, information."),
+        ([*on_clips("enhance", "x"), "--coefficients", "1;2"], "--coefficients takes numbers with commas between them"),
     ],
 )  # fmt: skip
 def test_an_error_is_one_line_and_a_non_zero_exit(inside, arguments: list[str], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,9 +11,16 @@ import pandas as pd
 import pytest
 
 from audio_lens_plugin.audio import Clip
+from audio_lens_plugin.causal_sections import enhance_section, heads_section, knockout_section, patch_section
 from audio_lens_plugin.lalm import LALM
+from audio_lens_plugin.loading import load
 from audio_lens_plugin.prompts import Prompt, Sample
+from audio_lens_plugin.recipes.activation_patching import activation_patching
+from audio_lens_plugin.recipes.attention_knockout import attention_knockout
+from audio_lens_plugin.recipes.enhancement import enhance_sweep
+from audio_lens_plugin.recipes.listening_heads import listening_heads
 from audio_lens_plugin.recipes.logit_lens import logit_lens
+from audio_lens_plugin.recipes.pairs import pairs_from
 from audio_lens_plugin.report import Section, html_table, lens_section, picture, subtitle_of, write_report
 
 
@@ -91,3 +99,75 @@ def test_a_page_without_figures(tmp_path: Path) -> None:
     path = write_report(tmp_path / "r.html", "t", "s", [Section("One", ("text",), table=table, listing="a < b")])
     assert "0.123" in path.read_text()
     assert "a &lt; b" in path.read_text()
+
+
+@pytest.fixture(scope="module")
+def asked(clips: list[Clip]) -> list[Sample]:
+    return [
+        Sample(clip.name, Prompt(clips=(clip,), question="What animal?", answer="The animal is"), truth)
+        for clip, truth in zip(clips, ("dog", "cat", "dog"), strict=True)
+    ]
+
+
+def check_section(section: Section, said: str, cells: list[str], figures: int) -> None:
+    """Words with numbers, tables with these words in them, and a text for every picture that says what it shows."""
+    assert said in section.text[1]
+    assert re.search(r"\(.?\d\.\d\d to .?\d\.\d\d\)", section.text[1])
+    assert all(f"<td>{cell}</td>" in (section.table or "") or f"<th>{cell}</th>" in section.table for cell in cells)
+    assert len(section.figures) == figures
+    assert all(picture.alt.startswith(f"{section.title}: ") and len(picture.alt) > 60 for picture in section.figures)
+    assert "3 pairs are few" in section.caveat or "clips are few" in section.caveat
+
+
+def test_a_section_on_patching(toy: LALM, asked: list[Sample]) -> None:
+    result = activation_patching(
+        toy, pairs_from(asked, "silence"), ("dog", "cat"), ["hook_resid_pre", "hook_mlp_out"], ["audio", "last", "all"]
+    )
+    section = patch_section(result, "Patched")
+    check_section(section, "Most is recovered by patching", ["hook_mlp_out", "audio", "all", "1.00 (1.00 to 1.00)"], 2)
+    assert " at hook_" in section.text[1]
+    assert "patching all" not in section.text[1], "to patch everything says nothing"
+    assert section.text[2].startswith("Grounding, ")
+    assert "1.00 (1.00 to 1.00) at layer 0" in section.text[2]
+    noised = activation_patching(
+        toy, pairs_from(asked, "silence"), ("dog", "cat"), positions=["last"], direction="noise"
+    )
+    text = patch_section(noised, "Noised").text
+    assert len(text) == 2
+    assert text[1].startswith("Least is left by patching last at hook_resid_pre of layer 7: ")
+
+
+def test_a_section_on_single_positions_has_a_line_for_each(toy: LALM, asked: list[Sample]) -> None:
+    pairs = pairs_from(asked[:1], "silence")
+    section = patch_section(activation_patching(toy, pairs, ("dog", "cat"), positions=["every"], layers=[0]), "Each")
+    assert "<th>token</th>" in (section.table or "")
+    assert (section.table or "").count("<tr") > 20
+
+
+def test_a_section_on_knockout_names_the_control(toy: LALM, asked: list[Sample]) -> None:
+    result = attention_knockout(toy, asked, ("dog", "cat"), layers=[0, 4])
+    section = knockout_section(result, "Cut")
+    check_section(section, "Most is lost when last cannot read audio", ["last → audio", "control", "keys"], 1)
+    worst = result.effects().query("cut == 'keys'")["probability"].min()
+    assert f"p(truth) changes by {worst:+.2f} (".replace("-", "−") in section.text[1]
+    assert "As many other keys, drawn by chance: " in section.text[1]
+    alone = attention_knockout(toy, asked, ("dog", "cat"), ["last", "question"], layers=[4], control=False)
+    assert "drawn by chance" not in knockout_section(alone, "Cut").text[1]
+
+
+def test_a_section_on_heads(asked: list[Sample]) -> None:
+    eager = load("toy/qwen2-audio", attn_implementation="eager")
+    result = listening_heads(eager, asked, ("dog", "cat"))
+    section = heads_section(result, "Heads")
+    first = result.ranked().iloc[0]
+    check_section(section, f"without layer {first['layer']:.0f} head {first['head']:.0f}", ["effect", "difference"], 2)
+    assert (section.table or "").count("<tr") == 11
+
+
+def test_a_section_on_enhancement_tells_the_held_out_clips(toy: LALM, asked: list[Sample]) -> None:
+    result = enhance_sweep(toy, asked, ("dog", "cat"), sources=[1], coefficients=[1.0])
+    section = enhance_section(result, "Enhanced")
+    line = result.held_out().iloc[0]
+    check_section(section, f"On {line['samples']} held-out clips accuracy goes from {line['before']:.2f}", ["gain"], 2)
+    assert str(result.chosen).replace(">", "&gt;") in (section.table or "")
+    assert "they are no result" in section.figures[1].caption
