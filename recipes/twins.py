@@ -95,9 +95,9 @@ class BatchTwin(LALM):
         tensors = batch.inputs if isinstance(batch, PromptBatch) else batch
         if self.over:
             raise CellError("this edit has ended; run the model inside the context.")
-        mine = self.batch_of_the_edit.inputs["input_ids"]
-        if not torch.equal(tensors["input_ids"].cpu(), mine):
-            raise CellError("the edit is of the positions of another batch; make one for this batch.")
+        mine = self.batch_of_the_edit.inputs  # its sounds, too: what is added may come from them
+        if tensors.keys() != mine.keys() or not all(torch.equal(tensors[name].cpu(), mine[name]) for name in mine):
+            raise CellError("the edit belongs to another batch; make one for this batch.")
         return super().inputs(batch)
 
 
