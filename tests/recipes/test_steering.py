@@ -79,13 +79,13 @@ def test_every_cell_equals_a_whole_pass(lalm: LALM, samples: list, direction: Di
     assert len(cells) == 3 * 3 * 3
     torch.testing.assert_close(found.scores.label_logits, wanted, atol=TOLERANCE, rtol=TOLERANCE)
     clean = found.baselines["clean"].label_logits.repeat_interleave(9, 0)
-    moved = ((found.cells["strength"] != 0) & (found.cells["layer"] == 4)).to_numpy()
-    assert ((wanted - clean).abs().amax(1)[torch.from_numpy(moved)] > 1e-4).all()
+    moved = ((found.cells["strength"] != 0) & (found.cells["layer"] == 4)).tolist()
+    assert ((wanted - clean).abs().amax(1)[moved] > 1e-4).all()
 
 
 def test_strength_0_is_nothing_at_all(lalm: LALM, samples: list, direction: Direction) -> None:
     found = steering_sweep(lalm, samples, LABELS, direction, strengths=[0.0, 1.0])
-    still = (found.cells["strength"] == 0).to_numpy()
+    still = (found.cells["strength"] == 0).to_numpy().copy()
     clean = found.baselines["clean"]
     where = found.cells["sample"].to_numpy()[still]
     assert torch.equal(found.scores.label_logits[still], clean.label_logits[where])
