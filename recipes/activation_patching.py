@@ -104,7 +104,7 @@ class PatchResult(CellResult):
         across = "unit" if of_site["unit"].notna().any() else "position"
         if "index" in of_site and of_site["index"].notna().any():
             of_site = of_site.assign(position=[_place_text(row) for row in of_site.itertuples()])
-        title = f"{site}, {self.header.options['direction']}, {len(self.samples)} pairs"
+        title = f"{site}, {self.header.options['direction']}, n = {len(self.samples)} pairs"
         return effect_heatmap(of_site, "layer", across, "value", title, f"recovered {_name_of(metric)}")
 
     @property

@@ -71,14 +71,9 @@ class KnockoutResult(CellResult):
             ``accuracy``, each with ``_low`` and ``_high`` (95 % bootstrap over samples).
         """
         by = ["queries", "keys", "layer", "cut"]
-        sample = self.cells["sample"].to_numpy()
-        blocked = self.over_samples(self.cells["blocked"].to_numpy(float), by, seed)
-        table = blocked[[*by, "samples"]].assign(blocked=blocked["value"])
-        for metric in EFFECTS:
-            change = self.metric(metric) - self.baseline(metric, "clean")[sample]
-            found = self.over_samples(change, by, seed)
-            columns = {metric: found["value"], f"{metric}_low": found["low"], f"{metric}_high": found["high"]}
-            table = table.assign(**columns)
+        table = self.changes(by, "clean", EFFECTS, seed)
+        blocked = self.over_samples(self.cells["blocked"].to_numpy(float), by, seed)["value"]
+        table.insert(len(by) + 1, "blocked", blocked)
         return table
 
     def plot(self, effect: str = "probability") -> Figure:
