@@ -15,6 +15,7 @@ from audio_lens_plugin.recipes.attention_knockout import KnockoutResult
 from audio_lens_plugin.recipes.enhancement import EnhanceResult
 from audio_lens_plugin.recipes.listening_heads import HeadsResult
 from audio_lens_plugin.report import Picture, Section, html_table, picture
+from audio_lens_plugin.results import paired_difference
 
 TOP_HEADS = 10
 FEW = 50
@@ -29,16 +30,21 @@ def patch_section(result: PatchResult, title: str) -> Section:
     best = _strongest(table, denoising)
     into, brought = ("corrupted", "clean") if denoising else ("clean", "corrupted")
     clean, corrupted = (result.baseline("accuracy", run).mean() for run in ("clean", "corrupted"))
+    ahead = paired_difference(result.baseline("logit_diff", "corrupted"), result.baseline("logit_diff", "clean"))
     text = (
         f"{len(result.samples)} pairs of prompts: {clean:.0%} are answered rightly as they are, {corrupted:.0%} when "
         f"corrupted. States of the {brought} run are put into the {into} one; of the difference in logits between the "
-        "true label and its rival, 0 is what the corrupted run has, 1 the clean one's.",
+        "true label and its rival, 0 is what the corrupted run has, 1 the clean one's. The clean runs are ahead by "
+        f"{ahead.value:.2f} ({ahead.low:.2f} to {ahead.high:.2f}) logits.",
         f"{'Most is recovered' if denoising else 'Least is left'} by patching {_place(best)}: "
         f"{_interval(best, signed=False)}.",
         *_grounding(result),
     )
     figures = tuple(_patch_picture(result, title, site, _place(best)) for site in sites)
-    return Section(title, text, _patch_table(table), figures, caveat=_caveat(len(result.samples), "pairs"))
+    caveat = _caveat(len(result.samples), "pairs")
+    if ahead.low <= 0:
+        caveat = f"The clean runs are not clearly ahead, so a share of what they are ahead by means little. {caveat}"
+    return Section(title, text, _patch_table(table), figures, caveat=caveat.strip())
 
 
 def knockout_section(result: KnockoutResult, title: str) -> Section:

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -129,6 +130,9 @@ def test_a_section_on_patching(toy: LALM, asked: list[Sample]) -> None:
     assert "patching all" not in section.text[1], "to patch everything says nothing"
     assert section.text[2].startswith("Grounding, ")
     assert "1.00 (1.00 to 1.00) at layer 0" in section.text[2]
+    runs = (result.baseline("logit_diff", run) for run in ("clean", "corrupted"))
+    assert f"ahead by {np.subtract(*runs).mean():.2f} (" in section.text[0]
+    assert "not clearly ahead" in section.caveat  # noise: the toy cannot know the answer
     noised = activation_patching(
         toy, pairs_from(asked, "silence"), ("dog", "cat"), positions=["last"], direction="noise"
     )
