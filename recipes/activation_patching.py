@@ -82,13 +82,14 @@ class PatchResult(CellResult):
             columns ``layer, value, low, high, samples``.
 
         Raises:
-            ValueError: the positions ``audio`` and ``all`` were not both patched in the residual stream.
+            ValueError: the positions ``audio`` and ``all`` were not both patched in the residual stream, or the clean
+                run was noised.
         """
         stream = self.cells["site"] == "hook_resid_pre"
         gained = self.metric(metric) - self.baseline(metric, CORRUPTED)[self.cells["sample"]]
         effects = [self._by_layer(stream & (self.cells["position"] == name), gained) for name in ("audio", "all")]
-        if any(table.empty for table in effects):
-            raise ValueError("grounding needs hook_resid_pre patched at the positions 'audio' and 'all'.")
+        if any(table.empty for table in effects) or self.header.options["direction"] != "denoise":
+            raise ValueError("grounding needs denoising of hook_resid_pre at the positions 'audio' and 'all'.")
         of_audio, of_all = effects
         rows = []
         for layer in of_all.columns:

@@ -218,8 +218,10 @@ def run_cells(
         scores in the order of the cells.
 
     Raises:
-        CellError: a cut that leaves a query nothing to read, or that needs attention weights of ``sdpa``.
+        CellError: no cells, unknown layers, a cut that leaves a query nothing to read, or that needs attention weights of ``sdpa``.
     """
+    if not cells:
+        raise CellError("there are no cells to run: name at least one layer and one position.")
     _check(lalm, run, cells)
     desk = desk or Desk()
     plans = [_place(cell, index, run, lalm.n_layers) for index, cell in enumerate(cells)]

@@ -134,6 +134,9 @@ def test_grounding_is_one_at_the_audio_and_fades(toy_pairs: tuple[LALM, list[Pai
     assert table["value"].iloc[0] == pytest.approx(1, abs=1e-3)
     assert table["value"].iloc[-1] < 0.3
     assert (table["low"] <= table["high"]).all()
+    noised = activation_patching(lalm, pairs[:1], LABELS, positions=("audio", "all"), layers=[0], direction="noise")
+    with pytest.raises(ValueError, match="grounding needs denoising"):
+        noised.grounding()
 
 
 def test_single_heads_and_neurons(toy: LALM) -> None:

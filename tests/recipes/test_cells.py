@@ -178,6 +178,8 @@ def test_what_cannot_be_edited_is_refused(toy: LALM, clips: list) -> None:
     halves = [Cut(0, last, half) for half in everything.chunk(2)]
     with pytest.raises(CellError, match="every key of the query"):
         run_cells(toy, run, [Cell(0, tuple(halves))], IDS)
+    with pytest.raises(CellError, match="no cells to run"):
+        run_cells(toy, run, [], IDS)
     with pytest.raises(CellError, match="without edits"):
         run_cells(toy, run, [Cell(0, ())], IDS)
     with pytest.raises(CellError, match="attn_implementation='eager'"):
