@@ -218,7 +218,8 @@ def run_cells(
         scores in the order of the cells.
 
     Raises:
-        CellError: no cells, unknown layers, a cut that leaves a query nothing to read, or that needs attention weights of ``sdpa``.
+        CellError: no cells; unknown layers; a cut that leaves a query nothing to read, or that needs the attention
+            weights that ``sdpa`` does not give.
     """
     if not cells:
         raise CellError("there are no cells to run: name at least one layer and one position.")
