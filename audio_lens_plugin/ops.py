@@ -61,7 +61,7 @@ def keep_run(
 
     Args:
         sites: (layer, name) of the activations to keep beside the residual stream.
-        writes: edits of the run itself, by layer (see `write`).
+        writes: edits of the run itself, by layer (see `written`).
 
     Returns:
         the state that enters every block, and that which leaves the last, ``[batch, pos, d_model]``; the cache;

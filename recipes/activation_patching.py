@@ -171,7 +171,7 @@ def activation_patching(
         PatchResult,
         header=header,
         batch_size=batch_size,
-        folder=None if folder is None else Path(folder),
+        folder=folder,
         progress=progress,
     )
 
@@ -473,7 +473,7 @@ def attribution_patching(
         AttributionResult,
         header=header,
         batch_size=batch_size,
-        folder=None if folder is None else Path(folder),
+        folder=folder,
         progress=progress,
     )
 

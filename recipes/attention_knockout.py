@@ -23,7 +23,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any, ClassVar
 from zlib import crc32
 
@@ -235,9 +234,8 @@ def _run(
     def compute(part: Sequence[Sample], desk: Desk) -> KnockoutResult:
         return _knock_out(lalm, part, labels, plan, header, batch_size, desk)
 
-    place = None if folder is None else Path(folder)
     return sweep(
-        samples, compute, KnockoutResult, header=header, batch_size=batch_size, folder=place, progress=progress
+        samples, compute, KnockoutResult, header=header, batch_size=batch_size, folder=folder, progress=progress
     )
 
 

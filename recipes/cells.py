@@ -399,7 +399,7 @@ def _check(lalm: LALM, run: Run, cells: Sequence[Cell]) -> None:
     for cell in cells:
         cuts = [edit for edit in cell.edits if isinstance(edit, Cut)]
         for edit in cell.edits:
-            _check_layer(lalm, edit)
+            check_layers(lalm, [edit.layer])
         for cut in cuts:
             check_cut(lalm, cut)
             _check_z_is_left_alone(cell, cut)
@@ -410,9 +410,15 @@ def _check(lalm: LALM, run: Run, cells: Sequence[Cell]) -> None:
                 checked.add(seen)
 
 
-def _check_layer(lalm: LALM, edit: Write | Cut) -> None:
-    if not 0 <= edit.layer < lalm.n_layers:
-        raise CellError(f"there is no layer {edit.layer}: this model has layers 0 to {lalm.n_layers - 1}.")
+def check_layers(lalm: LALM, layers: Sequence[int]) -> None:
+    """Refuse layers that the model does not have.
+
+    Raises:
+        CellError: it does not.
+    """
+    for layer in layers:
+        if not 0 <= layer < lalm.n_layers:
+            raise CellError(f"there is no layer {layer}: this model has layers 0 to {lalm.n_layers - 1}.")
 
 
 def check_cut(lalm: LALM, cut: Cut) -> None:
@@ -421,7 +427,7 @@ def check_cut(lalm: LALM, cut: Cut) -> None:
     Raises:
         CellError: an unknown layer or head, or attention weights that are not there to be changed.
     """
-    _check_layer(lalm, cut)
+    check_layers(lalm, [cut.layer])
     check_attention(lalm)
     if unknown := sorted(set(cut.heads or ()) - set(range(lalm.n_heads))):
         raise CellError(f"there is no head {unknown[0]}: this model has heads 0 to {lalm.n_heads - 1}.")

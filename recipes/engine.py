@@ -126,15 +126,19 @@ def header_of(lalm: LALM, recipe: str, form: str, labels: Sequence[str], options
     )
 
 
-def labels_for(lalm: LALM, labels: Labels | Sequence[str], prompts: Sequence[Prompt]) -> Labels:
+def labels_for(lalm: LALM, labels: Labels | Sequence[str], prompts: Sequence[Prompt], whole: bool = False) -> Labels:
     """Label words as tokens, in the form that goes on from the prompts' opened answers, told apart by their first.
 
+    Args:
+        whole: all their tokens will be read, so that labels may begin alike.
+
     Raises:
-        LabelError: two of them begin with the same token.
+        LabelError: two of them begin with the same token, without ``whole``.
     """
     if not isinstance(labels, Labels):
         labels = lalm.labels(labels, form_after(prompt.answer for prompt in prompts))
-    labels.check_first()
+    if not whole:
+        labels.check_first()  # before the work starts
     return labels
 
 
@@ -145,7 +149,7 @@ def sweep(
     *,
     header: Header,
     batch_size: int,
-    folder: Path | None,
+    folder: str | os.PathLike[str] | None,
     progress: bool,
 ) -> P:
     """Run ``compute`` over all samples in batches and join what it returns.
@@ -167,7 +171,7 @@ def sweep(
         task = bar.add_task(header.recipe, total=len(samples), cells=0)
         for start in range(0, len(samples), batch_size):
             batch = [samples[index] for index in range(start, min(start + batch_size, len(samples)))]
-            place = None if folder is None else folder / part_key(header, batch)
+            place = None if folder is None else Path(folder) / part_key(header, batch)
 
             def advance(cells: int, of: int, share: float = len(batch)) -> None:
                 bar.update(task, advance=share * cells / of, cells=bar.tasks[0].fields["cells"] + cells)

@@ -27,7 +27,6 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from itertools import product
-from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -41,11 +40,11 @@ from audio_lens_plugin.labels import Labels
 from audio_lens_plugin.lalm import LALM, Answers
 from audio_lens_plugin.prompts import PromptBatch, Sample
 from audio_lens_plugin.recipes.causal_figures import before_after, effect_heatmap
-from audio_lens_plugin.recipes.cells import Cell, CellError, Run, Write, run_cells, store
+from audio_lens_plugin.recipes.cells import Cell, CellError, Run, Write, check_layers, run_cells, store
 from audio_lens_plugin.recipes.engine import Desk, header_of, labels_for, sweep
 from audio_lens_plugin.recipes.logit_lens import logit_lens
 from audio_lens_plugin.recipes.scores import CellResult, Scores, cell_table
-from audio_lens_plugin.recipes.twins import SITE, check_layers, living_with, positions_of
+from audio_lens_plugin.recipes.twins import SITE, living_with, positions_of
 from audio_lens_plugin.results import Header, bootstrap_mean, mcnemar, paired_difference
 from audio_lens_plugin.tracks import TRACKS
 
@@ -300,14 +299,13 @@ def enhance_sweep(
         def compute(part: Sequence[Sample], desk: Desk) -> EnhanceResult:
             return _enhance(lalm, part, labels, grid, of, header, batch_size, desk)
 
-        place = None if folder is None else Path(folder)
         return sweep(
             _Some(samples, places),
             compute,
             EnhanceResult,
             header=header,
             batch_size=batch_size,
-            folder=place,
+            folder=folder,
             progress=progress,
         )
 

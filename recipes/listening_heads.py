@@ -15,7 +15,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
@@ -138,8 +137,7 @@ def listening_heads(
     def compute(part: Sequence[Sample], desk: Desk) -> HeadsResult:
         return _listen(lalm, part, labels, header, batch_size, desk)
 
-    place = None if folder is None else Path(folder)
-    return sweep(samples, compute, HeadsResult, header=header, batch_size=batch_size, folder=place, progress=progress)
+    return sweep(samples, compute, HeadsResult, header=header, batch_size=batch_size, folder=folder, progress=progress)
 
 
 def attention_mass(

@@ -29,11 +29,11 @@ from nnsight import save
 
 from audio_lens_plugin import ops
 from audio_lens_plugin.checks import Finding, Probe
-from audio_lens_plugin.labels import Labels, form_after
+from audio_lens_plugin.labels import Labels
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.prompts import PromptBatch, Sample
 from audio_lens_plugin.recipes import lens_figures
-from audio_lens_plugin.recipes.engine import Desk, Plan, header_of, sweep, weight_bytes
+from audio_lens_plugin.recipes.engine import Desk, Plan, header_of, labels_for, sweep, weight_bytes
 from audio_lens_plugin.results import Header, bootstrap_mean, load_tables, same_header, save_tables
 from audio_lens_plugin.spans import Role, Selection
 
@@ -364,14 +364,11 @@ def logit_lens(
         SpanError: a position that no prompt has.
         ValueError: ``whole`` together with other positions than ``last`` or with ``top_k``.
     """
-    if not isinstance(labels, Labels):
-        prompts = data.prompts if isinstance(data, PromptBatch) else [sample.prompt for sample in data[:1]]
-        labels = lalm.labels(labels, form_after(prompt.answer for prompt in prompts))
+    prompts = data.prompts if isinstance(data, PromptBatch) else [sample.prompt for sample in data[:1]]
+    labels = labels_for(lalm, labels, prompts, whole)
     spans = list(dict.fromkeys([*positions, "last"]))
     if whole and (spans != ["last"] or top_k):
         raise ValueError("whole labels are read at the last position alone, without top_k: a label follows the prompt.")
-    if not whole:
-        labels.check_first()  # before the work starts
     options = {"positions": spans, "top_k": top_k, "whole": whole, "label_form": labels.form, "truncate": truncate}
     header = header_of(lalm, RECIPE, form, labels.words, options)
     if isinstance(data, PromptBatch):
@@ -390,7 +387,7 @@ def logit_lens(
         LensResult,
         header=header,
         batch_size=batch_size,
-        folder=None if folder is None else Path(folder),
+        folder=folder,
         progress=progress,
     )
 

@@ -33,10 +33,10 @@ from audio_lens_plugin.labels import Labels
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.prompts import PromptBatch, Sample
 from audio_lens_plugin.recipes.causal_figures import effect_heatmap
-from audio_lens_plugin.recipes.cells import Cell, CellError, Run, Write, run_cells, store
+from audio_lens_plugin.recipes.cells import Cell, CellError, Run, Write, check_layers, run_cells, store
 from audio_lens_plugin.recipes.engine import Desk, header_of, labels_for, sweep
 from audio_lens_plugin.recipes.scores import CellResult, Scores, cell_table
-from audio_lens_plugin.recipes.twins import SITE, check_layers, living_with, positions_of
+from audio_lens_plugin.recipes.twins import SITE, living_with, positions_of
 from audio_lens_plugin.results import Header, ResultError, load_tables, same_header, save_tables
 
 DIRECTION, RECIPE = "audio_direction", "steering"
@@ -166,8 +166,7 @@ def audio_direction(
         desk.advance(len(part), len(part))
         return Direction(header, (heard - silent).mean(1).float(), tuple(_played(sample) for sample in part))
 
-    place = None if folder is None else Path(folder)
-    return sweep(samples, compute, Direction, header=header, batch_size=batch_size, folder=place, progress=progress)
+    return sweep(samples, compute, Direction, header=header, batch_size=batch_size, folder=folder, progress=progress)
 
 
 def steering_sweep(
@@ -220,9 +219,8 @@ def steering_sweep(
     def compute(part: Sequence[Sample], desk: Desk) -> SteeringResult:
         return _steer(lalm, part, labels, direction, header, batch_size, desk)
 
-    place = None if folder is None else Path(folder)
     return sweep(
-        samples, compute, SteeringResult, header=header, batch_size=batch_size, folder=place, progress=progress
+        samples, compute, SteeringResult, header=header, batch_size=batch_size, folder=folder, progress=progress
     )
 
 

@@ -64,17 +64,6 @@ def positions_of(batch: PromptBatch, row: int, name: str) -> Int[torch.Tensor, "
     return cols
 
 
-def check_layers(lalm: LALM, layers: Sequence[int]) -> None:
-    """Refuse layers that the model does not have.
-
-    Raises:
-        CellError: it does not.
-    """
-    for layer in layers:
-        if not 0 <= layer < lalm.n_layers:
-            raise CellError(f"there is no layer {layer}: this model has layers 0 to {lalm.n_layers - 1}.")
-
-
 class BatchTwin(LALM):
     """A model of its own around the same weights, for one batch, until it is `over`.
 
