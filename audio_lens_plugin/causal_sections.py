@@ -15,7 +15,7 @@ from audio_lens_plugin.recipes.attention_knockout import KnockoutResult
 from audio_lens_plugin.recipes.enhancement import EnhanceResult
 from audio_lens_plugin.recipes.listening_heads import HeadsResult
 from audio_lens_plugin.report import Picture, Section, html_table, picture
-from audio_lens_plugin.results import paired_difference
+from audio_lens_plugin.statistics import paired_difference
 
 TOP_HEADS = 10
 FEW = 50

@@ -41,8 +41,9 @@ from audio_lens_plugin.recipes.ears import EarWrite, frames_of, hear
 from audio_lens_plugin.recipes.engine import Desk, header_of, labels_for, sweep
 from audio_lens_plugin.recipes.pairs import FITS, Alignment, AlignmentError, Pair, align
 from audio_lens_plugin.recipes.scores import CellResult, Metric, cell_table
-from audio_lens_plugin.results import Header, bootstrap_ratio, load_tables, same_header, save_tables
+from audio_lens_plugin.results import Header, load_tables, same_header, save_tables
 from audio_lens_plugin.spans import Role
+from audio_lens_plugin.statistics import bootstrap_ratio
 
 TOWER, PROJECTOR = "audio_encoder.hook_resid_post", "audio_projector.hook_out"
 SITES = (TOWER, PROJECTOR, *WRITABLE)

@@ -45,7 +45,8 @@ from audio_lens_plugin.recipes.engine import Desk, header_of, labels_for, sweep
 from audio_lens_plugin.recipes.logit_lens import logit_lens
 from audio_lens_plugin.recipes.scores import CellResult, Scores, cell_table
 from audio_lens_plugin.recipes.twins import SITE, living_with, positions_of
-from audio_lens_plugin.results import Header, bootstrap_mean, mcnemar, paired_difference
+from audio_lens_plugin.results import Header
+from audio_lens_plugin.statistics import bootstrap_mean, holm, mcnemar, paired_difference
 from audio_lens_plugin.tracks import TRACKS
 
 RECIPE = "enhancement"
@@ -340,14 +341,6 @@ def held_out_table(results: Mapping[str, EnhanceResult], seed: int = 0) -> pd.Da
     table = pd.concat(lines, ignore_index=True)
     table.insert(0, "setting", list(results))
     return table.assign(p_of_all=holm(table["p"].to_numpy()))
-
-
-def holm(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
-    """Holm's step-down correction of several p values."""
-    order = np.argsort(p, kind="stable")
-    corrected = np.empty_like(p)
-    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
-    return corrected
 
 
 def split(samples: Sequence[Sample], development: float, seed: int) -> tuple[list[int], list[int]]:

@@ -34,8 +34,9 @@ from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.prompts import PromptBatch, Sample
 from audio_lens_plugin.recipes import lens_figures
 from audio_lens_plugin.recipes.engine import Desk, Plan, header_of, labels_for, sweep, weight_bytes
-from audio_lens_plugin.results import Header, bootstrap_mean, load_tables, same_header, save_tables
+from audio_lens_plugin.results import Header, load_tables, same_header, save_tables
 from audio_lens_plugin.spans import Role, Selection
+from audio_lens_plugin.statistics import bootstrap_mean
 
 RECIPE = "logit_lens"
 SAMPLE_COLUMNS = ["sample", "truth", "answer"]

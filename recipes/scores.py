@@ -26,15 +26,8 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 
-from audio_lens_plugin.results import (
-    Header,
-    ResultError,
-    bootstrap_mean,
-    bootstrap_ratio,
-    load_tables,
-    same_header,
-    save_tables,
-)
+from audio_lens_plugin.results import Header, ResultError, load_tables, same_header, save_tables
+from audio_lens_plugin.statistics import bootstrap_mean, bootstrap_ratio
 
 NO_LABEL = -1
 SHOWN_METRICS = ("probability", "logit_diff", "rank", "kl")

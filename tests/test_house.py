@@ -22,7 +22,7 @@ FOLDERS = {PACKAGE: PACKAGE, f"{PACKAGE}.patches": "patches", f"{PACKAGE}.recipe
 # design.md's floors, one finer: a room imports only from lines above its own. "patches.*" is every family.
 FLOORS = [
     ["ops", "audio", "spans", "labels", "tracks", "towers", "causal"],
-    ["prompts", "results"],
+    ["prompts", "results", "statistics"],
     ["patch"],
     ["patches", "patches.*"],
     ["bridge", "checks"],

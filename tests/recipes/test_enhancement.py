@@ -28,13 +28,13 @@ from audio_lens_plugin.recipes.enhancement import (
     enhance_tracks,
     enhanced,
     held_out_table,
-    holm,
     split,
 )
 from audio_lens_plugin.recipes.logit_lens import logit_lens
 from audio_lens_plugin.recipes.scores import Scores
 from audio_lens_plugin.results import Header, ResultError
 from audio_lens_plugin.spans import SpanError
+from audio_lens_plugin.statistics import holm
 
 TOLERANCE = 1e-5
 WORDS = ("dog", "cat", "cow")
