@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from audio_lens_plugin import paper_cli
 from audio_lens_plugin.run_cli import DEFAULT_MODEL, Device, Dtype, Model, errors, run_app
 
 app = typer.Typer(
@@ -23,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(run_app, name="run")
+for command in (paper_cli.paper, paper_cli.merge, paper_cli.compare):
+    app.command()(command)
 console = Console()
 
 

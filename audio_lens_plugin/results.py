@@ -25,7 +25,8 @@ class ResultError(ValueError):
     """A saved result that cannot be read, or results that do not belong together."""
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """The versions of the packages that decide numbers."""
     found = {}
     for package in PACKAGES:
         try:
@@ -61,7 +62,7 @@ class Header:
     form: str
     labels: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=_versions)
+    versions: dict[str, str] = field(default_factory=package_versions)
 
 
 def save_tables(folder: str | os.PathLike[str], header: Header, tables: Mapping[str, pd.DataFrame]) -> Path:

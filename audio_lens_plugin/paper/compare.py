@@ -1,0 +1,152 @@
+"""Runs of several models side by side: their tables below each other, and one report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from audio_lens_plugin.paper import figures
+from audio_lens_plugin.paper.design import CLIP
+from audio_lens_plugin.paper.figures import Drawn
+from audio_lens_plugin.paper.findings import judge
+from audio_lens_plugin.paper.folder import RunFolder, write_whole
+from audio_lens_plugin.paper.tables import TABLES, correlations
+from audio_lens_plugin.recipes.figure_style import save_figure
+from audio_lens_plugin.recipes.lens_figures import models_side_by_side
+from audio_lens_plugin.report import Section, folded_table, html_table, picture, with_intervals, write_report
+from audio_lens_plugin.results import ResultError
+
+
+def compare(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Path:
+    """Lay finished runs side by side; returns the path of the report.
+
+    ``out/tables`` has every table of the runs with a column ``model`` before the others.
+
+    Raises:
+        ResultError: fewer than two runs, a folder that is no finished run, or runs without a track in common.
+    """
+    out, opened = Path(out), [RunFolder.open(Path(path)) for path in runs]
+    if len(opened) < 2:
+        raise ResultError("two runs or more can be compared.")
+    names = _names(opened)
+    forms = _common_forms(opened)
+    every = {name: _tables(run) for name, run in zip(names, opened, strict=True)}
+    tables = {
+        table: pd.concat([found[table].assign(model=name) for name, found in every.items()], ignore_index=True)
+        for table in TABLES
+        if all(table in found for found in every.values())
+    }
+    tables = {name: table[["model", *(column for column in table if column != "model")]] for name, table in tables.items()}
+    critical = tables["critical_layers"]
+    tables["correlation"] = correlations(critical[critical["track"].isin(list(forms))], of=("model", "track", "form"))
+    for name, table in tables.items():
+        write_whole(out / "tables" / f"{name}.parquet", lambda file, table=table: table.to_parquet(file, index=False))
+    pictures = {}
+    for name, drawn in _draw(tables, forms):
+        for kind in ("svg", "png"):
+            write_whole(out / "figures" / f"{name}.{kind}", lambda file, drawn=drawn: save_figure(drawn.figure, file))
+        pictures[name] = picture(drawn.figure, alt=drawn.alt, caption=drawn.caption)
+    same_data = len({run.identity.data for run in opened}) == 1
+    sections = _sections(every, tables, pictures, forms, same_data)
+    return write_whole(
+        out / "report.html",
+        lambda file: write_report(file, "Models side by side", f"{', '.join(names)}: the AudioLens paper.", sections),
+    )
+
+
+def _names(runs: Sequence[RunFolder]) -> list[str]:
+    """The models' names; with the run's folder where a model comes twice."""
+    models = [run.identity.model for run in runs]
+    return [
+        model if models.count(model) == 1 else f"{model} ({run.path.name})"
+        for model, run in zip(models, runs, strict=True)
+    ]
+
+
+def _common_forms(runs: Sequence[RunFolder]) -> dict[str, str]:
+    forms: dict[str, str] = {}
+    for subject in runs[0].identity.subjects:
+        if subject.causal is not None and all(subject.name in {one.name for one in run.identity.subjects} for run in runs):
+            forms[subject.name] = subject.causal
+    if not forms:
+        raise ResultError("the runs have no track in common.")
+    return forms
+
+
+def _tables(run: RunFolder) -> dict[str, pd.DataFrame]:
+    found = {path.stem: pd.read_parquet(path) for path in sorted((run.path / "tables").glob("*.parquet"))}
+    if "accuracy" not in found:
+        raise ResultError(f"{run.path} has no tables yet; finish it, or run `audio-lens merge {run.path}`.")
+    return found
+
+
+def _draw(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Iterator[tuple[str, Drawn]]:
+    critical = tables["critical_layers"]
+    yield "information", _information(tables["information"], critical, forms)
+    yield "critical_layers", figures.critical_layers(critical[critical["track"].isin(list(forms))], by="model")
+    enhanced = tables["enhancement"]
+    enhanced = enhanced[enhanced["track"].isin(list(forms))]
+    yield "enhancement", figures.enhancement(enhanced.assign(run=enhanced["model"] + "\n" + enhanced["track"]), by="run")
+
+
+def _information(table: pd.DataFrame, critical: pd.DataFrame, forms: Mapping[str, str]) -> Drawn:
+    parts = []
+    for track, form in forms.items():
+        chosen = (table["track"] == track) & (table["form"] == form) & (table["control"] == CLIP) & (table["span"] == "last")
+        for model, part in table[chosen].groupby("model", sort=False):
+            line = critical[(critical["model"] == model) & (critical["track"] == track) & (critical["form"] == form)].iloc[0]
+            depth = {"depth": part["layer"] / part["layer"].max(), "critical": line["layer"] / line["layers"]}
+            parts.append(part.assign(**depth))
+    scores = pd.concat(parts, ignore_index=True)
+    best = scores.groupby(["track", "model"], sort=False)["score"].max()
+    said = "; ".join(f"{track}, {model}: {value:.2f}" for (track, model), value in best.items())
+    return Drawn(
+        models_side_by_side(scores),
+        f"Information score at the last position by depth, one panel per track. Highest: {said}.",
+        "Information score at the last position, by depth; dashed: critical layer, dotted: chance.",
+    )
+
+
+def _sections(
+    every: Mapping[str, Mapping[str, pd.DataFrame]],
+    tables: Mapping[str, pd.DataFrame],
+    pictures: Mapping[str, object],
+    forms: Mapping[str, str],
+    same_data: bool,
+) -> list[Section]:
+    verdicts = {model: judge(found, forms) for model, found in every.items()}
+    claims = [one.claim for one in next(iter(verdicts.values()))]
+    held = pd.DataFrame({"finding of the paper": claims} | {m: [one.verdict for one in v] for m, v in verdicts.items()})
+    accuracy = tables["accuracy"]
+    means = accuracy[accuracy["measure"] == "labels"].pivot_table(
+        index=["track", "control"], columns="model", values="value", sort=False
+    )
+    across = tables["correlation"].assign(p=tables["correlation"]["p"].map("{:.2g}".format))
+    enhanced = with_intervals(tables["enhancement"], "before", "after", "gain")
+    columns = ["model", "track", "source", "target", "samples", "before", "after", "gain", "gained", "lost"]
+    data = "All runs are of the same clips." if same_data else "The runs are of DIFFERENT clips: compare with care."
+    return [
+        Section("What held", (data,), table=html_table(held)),
+        Section(
+            "How often the models are right",
+            ("Mean over prompt forms, restricted to the labels.",),
+            table=html_table(means.reset_index().rename_axis(columns=None)),
+        ),
+        Section("Where the answer is", figures=(pictures["information"],)),
+        Section(
+            "Critical layer and accuracy",
+            ("Over all models, tracks and forms, with critical layers as shares of each model's depth.",),
+            table=html_table(across),
+            figures=(pictures["critical_layers"],),
+            caveat="Points of one model and track share clips; p values treat them as independent.",
+        ),
+        Section(
+            "Whether the answer can be put back",
+            table=folded_table(enhanced[columns].replace({np.nan: None})),
+            figures=(pictures["enhancement"],),
+        ),
+    ]
