@@ -39,7 +39,9 @@ def paper(
     shard: Annotated[str | None, typer.Option(help="i/n: only the i-th of n shares; then `audio-lens merge`.")] = None,
     seed: Annotated[int, typer.Option(help="Of bootstraps, permutations, controls and the split.")] = 0,
     truncate: Truncate = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure two batches, print time and memory, stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Measure two batches, print time and memory, stop.")
+    ] = False,
 ) -> None:
     """Every analysis of the AudioLens paper for a model. A toy without --sakura runs on its own clips."""
     from audio_lens_plugin.paper.design import Settings
@@ -54,9 +56,7 @@ def paper(
         _print_forecast(table, max(len(devices), 1) * (share or (1, 1))[1])
         return
     try:
-        path = run_paper(
-            model, data, out, settings=settings, dtype=dtype, devices=devices, shard=share, progress=True
-        )
+        path = run_paper(model, data, out, settings=settings, dtype=dtype, devices=devices, shard=share, progress=True)
     except KeyboardInterrupt:
         errors.print(f"stopped; finished batches are in {out}: the same command goes on from there", soft_wrap=True)
         raise
@@ -75,7 +75,11 @@ def merge(
     from audio_lens_plugin.paper.run import merge as merge_runs
 
     model = RunFolder.open(runs[0]).identity.model
-    clips = None if sakura is None and questions is None and not model.startswith("toy/") else _data(model, sakura, questions)
+    clips = (
+        None
+        if sakura is None and questions is None and not model.startswith("toy/")
+        else _data(model, sakura, questions)
+    )
     print(merge_runs(runs, clips))
 
 

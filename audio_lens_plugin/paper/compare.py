@@ -40,7 +40,9 @@ def compare(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str])
         for table in TABLES
         if all(table in found for found in every.values())
     }
-    tables = {name: table[["model", *(column for column in table if column != "model")]] for name, table in tables.items()}
+    tables = {
+        name: table[["model", *(column for column in table if column != "model")]] for name, table in tables.items()
+    }
     critical = tables["critical_layers"]
     tables["correlation"] = correlations(critical[critical["track"].isin(list(forms))], of=("model", "track", "form"))
     for name, table in tables.items():
@@ -70,7 +72,9 @@ def _names(runs: Sequence[RunFolder]) -> list[str]:
 def _common_forms(runs: Sequence[RunFolder]) -> dict[str, str]:
     forms: dict[str, str] = {}
     for subject in runs[0].identity.subjects:
-        if subject.causal is not None and all(subject.name in {one.name for one in run.identity.subjects} for run in runs):
+        if subject.causal is not None and all(
+            subject.name in {one.name for one in run.identity.subjects} for run in runs
+        ):
             forms[subject.name] = subject.causal
     if not forms:
         raise ResultError("the runs have no track in common.")
@@ -90,15 +94,22 @@ def _draw(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Itera
     yield "critical_layers", figures.critical_layers(critical[critical["track"].isin(list(forms))], by="model")
     enhanced = tables["enhancement"]
     enhanced = enhanced[enhanced["track"].isin(list(forms))]
-    yield "enhancement", figures.enhancement(enhanced.assign(run=enhanced["model"] + "\n" + enhanced["track"]), by="run")
+    yield (
+        "enhancement",
+        figures.enhancement(enhanced.assign(run=enhanced["model"] + "\n" + enhanced["track"]), by="run"),
+    )
 
 
 def _information(table: pd.DataFrame, critical: pd.DataFrame, forms: Mapping[str, str]) -> Drawn:
     parts = []
     for track, form in forms.items():
-        chosen = (table["track"] == track) & (table["form"] == form) & (table["control"] == CLIP) & (table["span"] == "last")
+        chosen = (
+            (table["track"] == track) & (table["form"] == form) & (table["control"] == CLIP) & (table["span"] == "last")
+        )
         for model, part in table[chosen].groupby("model", sort=False):
-            line = critical[(critical["model"] == model) & (critical["track"] == track) & (critical["form"] == form)].iloc[0]
+            line = critical[
+                (critical["model"] == model) & (critical["track"] == track) & (critical["form"] == form)
+            ].iloc[0]
             depth = {"depth": part["layer"] / part["layer"].max(), "critical": line["layer"] / line["layers"]}
             parts.append(part.assign(**depth))
     scores = pd.concat(parts, ignore_index=True)

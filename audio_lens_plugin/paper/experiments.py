@@ -37,7 +37,9 @@ class Task:
     def has(self, span: str) -> bool:
         """Whether the prompts have a position of this name."""
         prompt = self.samples[0].prompt
-        return {"attribute": prompt.attribute, "question": prompt.words, "audio": prompt.clips or None}[span] is not None
+        return {"attribute": prompt.attribute, "question": prompt.words, "audio": prompt.clips or None}[
+            span
+        ] is not None
 
 
 def _lens(task: Task) -> LensResult:

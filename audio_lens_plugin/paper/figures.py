@@ -99,7 +99,9 @@ def forms_by_layer(table: pd.DataFrame, track: str) -> Drawn:
 def question_words(table: pd.DataFrame, track: str, form: str) -> Drawn:
     """Information score at each word of the question."""
     words = _of(table, track, control=CLIP, form=form)
-    words = words.assign(word_text=[f"{number + 1} {text}" for number, text in zip(words["word"], words["text"], strict=True)])
+    words = words.assign(
+        word_text=[f"{number + 1} {text}" for number, text in zip(words["word"], words["text"], strict=True)]
+    )
     best = words.nlargest(1, "score").iloc[0]
     figure = effect_heatmap(
         words, "layer", "word_text", "score", f"{track}, {form}", "information score", fraction=True
@@ -123,7 +125,14 @@ def curves(table: pd.DataFrame, forms: Mapping[str, str]) -> Drawn:
             words, colour = OUTCOMES[str(outcome)]
             if count := int(of_outcome["samples"].iloc[0]):
                 line_with_band(axes, of_outcome, "probability", colour, words, opacity=0.15)
-                axes.text(0.03, 0.93 - 0.09 * (outcome == "failure"), f"n = {count}", color=colour, fontsize=8, transform=axes.transAxes)
+                axes.text(
+                    0.03,
+                    0.93 - 0.09 * (outcome == "failure"),
+                    f"n = {count}",
+                    color=colour,
+                    fontsize=8,
+                    transform=axes.transAxes,
+                )
         _by_layer(axes)
 
     return Drawn(
@@ -303,7 +312,13 @@ def _forms(forms: Mapping[str, str]) -> str:
 
 
 def _dots(
-    axes: Axes, table: pd.DataFrame, names: Sequence[str], aside: float, colour: str, label: str | None, along: str = "form"
+    axes: Axes,
+    table: pd.DataFrame,
+    names: Sequence[str],
+    aside: float,
+    colour: str,
+    label: str | None,
+    along: str = "form",
 ) -> None:
     """Numbers with their intervals, one line of the picture per name."""
     if table.empty:
@@ -347,5 +362,7 @@ def _panels(
         axes.remove()
     grid[0, 0].set_ylabel(ylabel)
     if handles:
-        figure.legend(list(handles.values()), list(handles), fontsize=8, frameon=False, loc="outside lower center", ncols=4)
+        figure.legend(
+            list(handles.values()), list(handles), fontsize=8, frameon=False, loc="outside lower center", ncols=4
+        )
     return figure

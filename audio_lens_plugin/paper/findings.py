@@ -94,7 +94,9 @@ def _falls(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Judg
 
 def _correlates(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Judgement:
     table = tables["correlation"]
-    line = table[(table["measure"] == "pearson") & ~table["of"].str.contains("within") & (table["of"] != "track")].iloc[0]
+    line = table[(table["measure"] == "pearson") & ~table["of"].str.contains("within") & (table["of"] != "track")].iloc[
+        0
+    ]
     sure = line["p"] < SIGNIFICANT
     verdict: Verdict = OPEN
     if sure:

@@ -30,21 +30,23 @@ def finish(run: RunFolder, data: Mapping[str, Clips]) -> Path:
     """
     tables = run_tables(run)
     for name, table in tables.items():
-        write_whole(run.path / "tables" / f"{name}.parquet", lambda file, table=table: table.to_parquet(file, index=False))
+        write_whole(
+            run.path / "tables" / f"{name}.parquet", lambda file, table=table: table.to_parquet(file, index=False)
+        )
     forms = {subject.name: subject.causal for subject in run.identity.subjects if subject.causal is not None}
     pictures = {}
     for name, drawn in draw(tables, forms):
         for kind in ("svg", "png"):
-            write_whole(run.path / "figures" / f"{name}.{kind}", lambda file, drawn=drawn: save_figure(drawn.figure, file))
+            write_whole(
+                run.path / "figures" / f"{name}.{kind}", lambda file, drawn=drawn: save_figure(drawn.figure, file)
+            )
         pictures[name] = picture(drawn.figure, alt=drawn.alt, caption=drawn.caption)
     sections = sections_of(run.identity, tables, pictures, forms)
     sections += [_examples(run, track, data.get(track)) for track in forms]
     sections.append(about_section(run.identity, run.clips))
     title = f"{run.identity.model}: the AudioLens paper"
     subtitle = f"{len(run.clips)} clips, {', '.join(forms)}. What the paper found, looked for in this model."
-    report = write_whole(
-        run.path / "report.html", lambda file: write_report(file, title, subtitle, sections)
-    )
+    report = write_whole(run.path / "report.html", lambda file: write_report(file, title, subtitle, sections))
     run.clear_unfinished()
     return report
 

@@ -125,7 +125,9 @@ class RunFolder:
             ResultError: the folder holds another run, or something that is none.
         """
         if not (path / RUN).exists():
-            if path.exists() and any(not item.name.startswith(".") for item in path.iterdir() if item.name != "clips.parquet"):
+            if path.exists() and any(
+                not item.name.startswith(".") for item in path.iterdir() if item.name != "clips.parquet"
+            ):
                 raise ResultError(f"{path} holds something that is no run; choose another folder.")
             path.mkdir(parents=True, exist_ok=True)
             write_whole(path / "clips.parquet", lambda file: clips.to_parquet(file, index=False))

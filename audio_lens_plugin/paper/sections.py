@@ -57,7 +57,9 @@ def examples_section(result: LensResult, track: str, examples: Sequence[tuple[in
         ),
         figures=tuple(example_pictures(result, examples)),
         caveat="Two clips show what the numbers are made of; they prove nothing."
-        + (" The clips themselves were not there when this page was made, so they cannot be played." if unheard else ""),
+        + (
+            " The clips themselves were not there when this page was made, so they cannot be played." if unheard else ""
+        ),
         group="Clips",
     )
 
@@ -130,7 +132,9 @@ def _accuracy(identity: Identity, tables: Tables, pictures: Pictures) -> Section
         f"{means.get((track, NO_AUDIO), float('nan')):.2f} without audio"
         for track in dict.fromkeys(table["track"])
     )
-    shown = with_intervals(table, "value").assign(p=table["p"].map("{:.2g}".format), p_of_all=table["p_of_all"].map("{:.2g}".format))
+    shown = with_intervals(table, "value").assign(
+        p=table["p"].map("{:.2g}".format), p_of_all=table["p_of_all"].map("{:.2g}".format)
+    )
     columns = ["track", "form", "control", "measure", "value", "chance", "samples", "p", "p_of_all"]
     return Section(
         "How often the model is right",
@@ -152,7 +156,9 @@ def _accuracy(identity: Identity, tables: Tables, pictures: Pictures) -> Section
 def _published(identity: Identity) -> tuple[str, ...]:
     numbers = published(identity.model)
     said = ", ".join(f"{track} {value:.3f}" for track, value in numbers.items())
-    return (f"Published for this model on SAKURA's single-hop questions, 500 clips a track: {said}.",) if numbers else ()
+    return (
+        (f"Published for this model on SAKURA's single-hop questions, 500 clips a track: {said}.",) if numbers else ()
+    )
 
 
 def _controls(tables: Tables) -> Section:

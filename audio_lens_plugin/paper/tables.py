@@ -188,7 +188,9 @@ def _shares(result: LensResult, spans: Sequence[str], seed: int) -> pd.DataFrame
 def _one_question(result: LensResult) -> bool:
     """Whether all samples are asked the same words: only then is the n-th word one thing."""
     asked = result.rows[result.rows["span"] == "question"]
-    return bool((asked.groupby("index")["token"].nunique() == 1).all()) and asked.groupby("sample").size().nunique() == 1
+    return (
+        bool((asked.groupby("index")["token"].nunique() == 1).all()) and asked.groupby("sample").size().nunique() == 1
+    )
 
 
 def _question_words(result: LensResult, seed: int) -> pd.DataFrame:
