@@ -164,6 +164,13 @@ def test_always_saying_one_word_is_no_knowledge() -> None:
     assert np.array(label_permutation(shares, truths)).tolist() == [[1.0, 1.0]] * 2
 
 
+@pytest.mark.parametrize("samples", [50, 500, 997])
+def test_rounding_is_no_knowledge(samples: int) -> None:
+    """The same numbers are summed in another order, so the sums differ in their last digits."""
+    shares = np.tile([0.1, 0.7, 0.2], (samples, 1, 1))
+    assert label_permutation(shares, np.random.default_rng(0).integers(0, 3, samples))[0].item() == 1
+
+
 def test_a_layer_that_always_says_the_common_word_does_not_hide_one_that_knows() -> None:
     """It scores 0.75, the one that knows 0.625: but permuted truths give 0.75 and 0.44."""
     truths = np.array([0] * 36 + [1] * 12)

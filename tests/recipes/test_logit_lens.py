@@ -243,6 +243,16 @@ def test_the_interval_contains_the_critical_layer_and_shrinks_with_more_samples(
     assert widths == sorted(widths, reverse=True)
 
 
+def test_the_interval_holds_95_of_100_critical_layers_of_drawn_samples() -> None:
+    random = np.random.default_rng(0)
+    right = random.random((3, 100)) < [[0.8], [0.85], [0.95]]
+    score = right[:, random.integers(0, 100, (8000, 100))].mean(axis=-1)
+    layers = ((score - 0.6) * [[1], [2], [3]]).sum(axis=0) / (score - 0.6).sum(axis=0)  # all above the threshold
+    low, high, _ = right_at(*right.tolist()).critical_interval(resamples=8000)
+    assert np.mean(layers < low) == pytest.approx(0.025, abs=0.01)
+    assert np.mean(layers > high) == pytest.approx(0.025, abs=0.01)
+
+
 def test_the_interval_is_undefined_where_the_critical_layer_is() -> None:
     low, high, undefined = right_at([False] * 4, [False] * 4).critical_interval()
     assert np.isnan([low, high]).all()
