@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ from audio_lens_plugin.recipes import lens_figures
 from audio_lens_plugin.recipes.engine import Desk, Plan, header_of, labels_for, sweep, weight_bytes
 from audio_lens_plugin.results import Header, load_tables, same_header, save_tables
 from audio_lens_plugin.spans import Role, Selection
-from audio_lens_plugin.statistics import bootstrap_mean
+from audio_lens_plugin.statistics import ROUNDING, Estimate, bootstrap_mean, bootstrap_means, bootstrap_ratio
 
 RECIPE = "logit_lens"
 SAMPLE_COLUMNS = ["sample", "truth", "answer"]
@@ -62,6 +63,20 @@ class CriticalLayer:
         if self.layer is None:
             return f"undefined: no layer's information score exceeds {self.threshold:.3f} (the best is {self.best:.3f})"
         return f"{self.layer:.2f}"
+
+
+class CriticalInterval(NamedTuple):
+    """How far the critical layer may be trusted.
+
+    Attributes:
+        low: lower end of the 95 % bootstrap interval, of the resamples that have a critical layer; NaN where none has.
+        high: upper end.
+        undefined: share of resamples in which no layer's score exceeds the threshold.
+    """
+
+    low: float
+    high: float
+    undefined: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -116,6 +131,19 @@ class LensResult:
         known = self._with_truth()
         return float((known["truth"] == known["answer"]).mean())
 
+    def label_shares(self, span: str = "last") -> Float[np.ndarray, "samples layers labels"]:
+        """The share of a span's positions that have each label on top, for each sample that has the span.
+
+        Raises:
+            ValueError: the span was not read.
+        """
+        chosen = (self.rows["span"] == self._known_span(span)).to_numpy()
+        names, sample = np.unique(self.rows.loc[chosen, "sample"].to_numpy(), return_inverse=True)
+        top = self.label_logits.argmax(-1).numpy()[:, chosen]
+        counts = np.zeros((len(names), len(top), len(self.labels)))
+        np.add.at(counts, (sample, np.arange(len(top))[:, None], top), 1)
+        return counts / counts.sum(axis=-1, keepdims=True)
+
     def information(self, seed: int = 0) -> pd.DataFrame:
         """The information score per span and layer, with a 95 % bootstrap interval over samples.
 
@@ -128,9 +156,9 @@ class LensResult:
         Raises:
             ValueError: the true labels are not known.
         """
-        right, tables = self._is_right(), []
+        tables = []
         for span in self.spans:
-            of_span = self._per_sample(span, right)
+            of_span = self._scores(span)
             mean, low, high = bootstrap_mean(of_span, seed)
             table = pd.DataFrame({"span": span, "layer": range(len(mean)), "score": mean, "low": low, "high": high})
             tables.append(table.assign(chance=1 / len(self.labels), samples=len(of_span)))
@@ -163,12 +191,41 @@ class LensResult:
         Raises:
             ValueError: the true labels are not known, or the span was not read.
         """
-        score = self._per_sample(self._known_span(span), self._is_right()).mean(axis=0)[1:]
+        score = self._scores(span).mean(axis=0)[1:]
         threshold = (1 + a) / len(self.labels)
-        weights = np.maximum(0.0, score - threshold)
-        layers = np.arange(1, len(score) + 1)
-        layer = float((weights * layers).sum() / weights.sum()) if weights.sum() > 0 else None
-        return CriticalLayer(layer, threshold, float(score.max()))
+        layer = _critical_layers(score[None], threshold).item()
+        return CriticalLayer(None if np.isnan(layer) else layer, threshold, float(score.max()))
+
+    def critical_interval(
+        self, span: str = "last", a: float = 0.2, seed: int = 0, resamples: int = 1000
+    ) -> CriticalInterval:
+        """A percentile bootstrap over samples of the critical layer.
+
+        Raises:
+            ValueError: the true labels are not known, or the span was not read.
+        """
+        scores = bootstrap_means(self._scores(span)[:, 1:], seed, resamples)
+        layers = _critical_layers(scores, (1 + a) / len(self.labels))
+        defined = layers[~np.isnan(layers)]
+        low, high = np.quantile(defined, [0.025, 0.975]) if len(defined) else (np.nan, np.nan)
+        return CriticalInterval(float(low), float(high), 1 - len(defined) / resamples)
+
+    def excess_share(self, span: str, seed: int = 0) -> Estimate:
+        """How much a span holds, as a share of what the last position holds, with a 95 % bootstrap interval.
+
+        What a position holds is its information score above chance, summed over layers (without the embeddings) and
+        the samples that have the span. There is no share, but NaN, where the last position holds nothing above chance.
+
+        Raises:
+            ValueError: the true labels are not known, or the span was not read.
+        """
+        held = self._excess(span)
+        both = np.isin(self._samples_with("last"), self._samples_with(span))
+        whole = self._excess("last")[both]
+        if whole.sum() <= 0:
+            return Estimate(np.nan, np.nan, np.nan)
+        value, low, high = bootstrap_ratio(held[:, None], whole, seed)
+        return Estimate(value.item(), low.item(), high.item())
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy: one line per sample, position, layer and label, with its logit and log-probability."""
@@ -311,16 +368,23 @@ class LensResult:
             raise ValueError(f"{span!r} was not read; this result has {self.spans}.")
         return span
 
-    def _truth_of_rows(self) -> torch.Tensor:
+    def _truths(self) -> Int[np.ndarray, " samples"]:
+        """The true label of each sample, as its place among the labels."""
         index = {word: place for place, word in enumerate(self.labels)}
-        truths = self._with_truth()["truth"].map(index).to_numpy()
-        return torch.from_numpy(truths[self.rows["sample"].to_numpy()].astype("int64"))
+        return self._with_truth()["truth"].map(index).to_numpy().astype("int64")
 
-    def _is_right(self) -> Float[np.ndarray, "layers rows"]:
-        return (self.label_logits.argmax(-1) == self._truth_of_rows()).double().numpy()
+    def _scores(self, span: str) -> Float[np.ndarray, "samples layers"]:
+        """The share of a span's positions that have the true label on top."""
+        truths = self._truths()
+        shares = self.label_shares(span)
+        return np.take_along_axis(shares, truths[self._samples_with(span), None, None], axis=-1)[..., 0]
+
+    def _excess(self, span: str) -> Float[np.ndarray, " samples"]:
+        """Score above chance summed over layers 1 to L, in units of chance: whole numbers for a single position."""
+        return (self._scores(span)[:, 1:] * len(self.labels) - 1).sum(axis=1)
 
     def _true_probability(self) -> Float[np.ndarray, "layers rows"]:
-        truth = self._truth_of_rows().expand(len(self.label_logits), -1)
+        truth = torch.from_numpy(self._truths()[self.rows["sample"].to_numpy()]).expand(len(self.label_logits), -1)
         return self.log_probs.gather(-1, truth[..., None])[..., 0].exp().double().numpy()
 
     def _samples_with(self, span: str) -> np.ndarray:
@@ -331,6 +395,17 @@ class LensResult:
         chosen = (self.rows["span"] == span).to_numpy()
         table = pd.DataFrame(values[:, chosen].T)
         return table.groupby(self.rows.loc[chosen, "sample"].to_numpy(), sort=True).mean().to_numpy()
+
+
+def _critical_layers(
+    scores: Float[np.ndarray, "resamples layers"], threshold: float
+) -> Float[np.ndarray, " resamples"]:
+    """The mean of layers, counted from 1, weighted by how far their scores exceed the threshold; NaN if none does."""
+    above = scores - threshold
+    weights = np.where(above > ROUNDING, above, 0.0)
+    total = weights.sum(axis=1)
+    weighted = (weights * np.arange(1, scores.shape[1] + 1)).sum(axis=1)
+    return np.divide(weighted, total, out=np.full(len(total), np.nan), where=total > 0)
 
 
 def logit_lens(

@@ -203,6 +203,70 @@ def test_the_critical_layer_is_undefined_where_nothing_exceeds_the_threshold() -
     assert "undefined: no layer's information score exceeds 0.600 (the best is 0.500)" in str(critical)
 
 
+def test_a_score_at_the_threshold_does_not_exceed_it() -> None:
+    """Two right of five, three labels: 0.4, and (1 + 0.2) / 3 is 0.39999999999999997 to a computer."""
+    answers = ["a", "a", "b", "b", "b"]
+    assert made(np.eye(3)[[[0] * 5] * 2], answers, ["a"] * 5, ("a", "b", "c")).critical_layer().layer is None
+
+
+def right_at(*layers: list[bool]) -> LensResult:
+    """A result of samples that all have the truth "yes": which of them say so after each layer."""
+    logits = np.zeros((len(layers) + 1, len(layers[0]), 2))
+    logits[1:, :, 1] = np.where(layers, -1, 1)
+    return made(logits, ["yes"] * len(layers[0]), ["yes"] * len(layers[0]), ("yes", "no"))
+
+
+def test_the_interval_of_the_critical_layer_draws_whole_samples() -> None:
+    """Half know it after layer 1, the others after layer 2: seven of ten decide, and a coin says which."""
+    first = [True] * 5 + [False] * 5
+    result = right_at(first, [not right for right in first])
+    assert result.critical_layer().layer is None
+    low, high, undefined = result.critical_interval(resamples=4000)
+    assert (low, high) == (1, 2)
+    assert undefined == pytest.approx((210 + 252 + 210) / 2**10, abs=0.03)  # four, five or six of ten coins
+
+
+def test_samples_that_agree_leave_no_doubt_about_the_critical_layer() -> None:
+    result = right_at([False] * 10, [True] * 10, [True] * 10)
+    assert result.critical_layer().layer == 2.5
+    assert result.critical_interval() == (2.5, 2.5, 0)
+
+
+def test_the_interval_contains_the_critical_layer_and_shrinks_with_more_samples() -> None:
+    random = np.random.default_rng(0)
+    widths = []
+    for samples in (20, 80, 320):
+        result = right_at(*[(random.random(samples) < share).tolist() for share in (0.5, 0.7, 0.9)])
+        low, high, _ = result.critical_interval()
+        assert low < result.critical_layer().layer < high
+        widths.append(high - low)
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_the_interval_holds_95_of_100_critical_layers_of_drawn_samples() -> None:
+    random = np.random.default_rng(0)
+    right = random.random((3, 100)) < [[0.8], [0.85], [0.95]]
+    score = right[:, random.integers(0, 100, (8000, 100))].mean(axis=-1)
+    layers = ((score - 0.6) * [[1], [2], [3]]).sum(axis=0) / (score - 0.6).sum(axis=0)  # all above the threshold
+    low, high, _ = right_at(*right.tolist()).critical_interval(resamples=8000)
+    assert np.mean(layers < low) == pytest.approx(0.025, abs=0.01)
+    assert np.mean(layers > high) == pytest.approx(0.025, abs=0.01)
+
+
+def test_the_interval_is_undefined_where_the_critical_layer_is() -> None:
+    low, high, undefined = right_at([False] * 4, [False] * 4).critical_interval()
+    assert np.isnan([low, high]).all()
+    assert undefined == 1
+
+
+def test_the_interval_has_a_threshold_and_a_seed() -> None:
+    result = right_at([True] * 6 + [False] * 4, [True] * 8 + [False] * 2)
+    assert result.critical_interval(seed=1) == result.critical_interval(seed=1)
+    assert result.critical_interval(seed=1) != result.critical_interval(seed=2)
+    assert result.critical_interval(a=0.0).undefined < result.critical_interval(a=0.2).undefined
+    assert result.critical_interval(a=1.0).undefined == 1
+
+
 def test_success_and_failure_curves_are_means_over_right_and_wrong_answers() -> None:
     probability = np.array([[0.5, 0.5, 0.5], [0.9, 0.7, 0.2]])  # layers by samples, of "yes"
     logits = np.log(np.stack([probability, 1 - probability], axis=-1))
@@ -214,22 +278,72 @@ def test_success_and_failure_curves_are_means_over_right_and_wrong_answers() -> 
     assert result.accuracy == pytest.approx(2 / 3)
 
 
-def test_a_span_of_several_positions_counts_the_share_within_each_sample() -> None:
-    result = made(np.zeros((2, 3, 2)), ["yes", "yes", "yes"], ["yes"] * 3, ("yes", "no"))
-    rows = pd.concat([result.rows, result.rows.iloc[[0, 0]].assign(span="audio", index=[0, 1])], ignore_index=True)
-    logits = torch.zeros(2, 5, 2)
-    logits[1, 3:, 0] = torch.tensor([1.0, -1.0])
-    result = replace(
+def with_audio(result: LensResult, samples: list[int], label_logits: np.ndarray) -> LensResult:
+    """The result with audio positions, too: the sample of each, and what it holds."""
+    more = result.rows.iloc[samples].assign(span="audio", index=range(len(samples)))
+    logits = torch.cat([result.label_logits, torch.tensor(label_logits, dtype=torch.float32)], dim=1)
+    return replace(
         result,
-        rows=rows,
+        rows=pd.concat([result.rows, more], ignore_index=True),
         label_logits=logits,
         log_partition=logits.logsumexp(-1),
-        top_ids=torch.zeros(2, 5, 0, dtype=torch.int64),
-        top_log_probs=torch.zeros(2, 5, 0),
+        top_ids=torch.zeros(*logits.shape[:2], 0, dtype=torch.int64),
+        top_log_probs=torch.zeros(*logits.shape[:2], 0),
     )
-    table = result.information().set_index(["span", "layer"])
+
+
+def test_a_span_of_several_positions_counts_the_share_within_each_sample() -> None:
+    result = made(np.zeros((2, 3, 2)), ["yes", "yes", "yes"], ["yes"] * 3, ("yes", "no"))
+    logits = np.zeros((2, 2, 2))
+    logits[1, :, 0] = [1, -1]
+    table = with_audio(result, [0, 0], logits).information().set_index(["span", "layer"])
     assert table.loc[("audio", 1), "score"] == pytest.approx(0.5)
     assert table.loc[("audio", 1), "samples"] == 1
+
+
+def test_shares_tell_what_is_on_top_at_the_positions_of_each_sample() -> None:
+    on_top = np.eye(3)
+    result = made(on_top[[[0, 0, 2], [1, 2, 2]]], ["a", "b", "c"], ["b", "c", "c"], ("a", "b", "c"))
+    # Sample 2 has two positions and sample 0 four, in no order; sample 1 has none.
+    result = with_audio(result, [2, 0, 0, 2, 0, 0], on_top[[[1, 0, 0, 2, 0, 0], [2, 1, 0, 2, 1, 1]]])
+    assert result.label_shares().tolist() == on_top[[[0, 1], [0, 2], [2, 2]]].tolist()
+    assert result.label_shares("audio").tolist() == [[[1, 0, 0], [0.25, 0.75, 0]], [[0, 0.5, 0.5], [0, 0, 1]]]
+    scores = result.information().pivot_table(index="span", columns="layer", values="score")
+    assert scores.loc["audio"].tolist() == [(1 + 0.5) / 2, (0.25 + 1) / 2]
+
+
+def test_shares_of_a_model_sum_to_one_and_need_no_truths(toy: LALM, batch) -> None:
+    shares = logit_lens(toy, batch, ANIMALS, ["audio"]).label_shares("audio")
+    assert shares.shape == (3, 9, 3)
+    np.testing.assert_allclose(shares.sum(-1), 1)
+
+
+def test_the_excess_of_a_span_is_told_as_a_share_of_the_last_position() -> None:
+    """Above a chance of 0.5 the last position holds 0.5 + 0.5 for either sample, the audio 0 + 0.5 and 0.5 - 0.25."""
+    positions = [0, 0, 1, 1, 1, 1]
+    logits = np.zeros((3, 6, 2))
+    logits[0, :, 1] = 1  # embeddings are no layer
+    logits[1, :, 1] = [-1, 1, -1, -1, -1, -1]
+    logits[2, :, 1] = [-1, -1, -1, 1, 1, 1]
+    last = [[True, True, False], [True, True, False]]  # sample 2 has no audio, and does not count
+    share = with_audio(right_at(*last), positions, logits).excess_share("audio")
+    assert share == pytest.approx(((0.5 + 0.25) / 2, 0.25, 0.5))
+
+
+def test_a_share_of_itself_is_one() -> None:
+    assert right_at([True, True, False], [True, False, True]).excess_share("last") == (1, 1, 1)
+
+
+@pytest.mark.parametrize("right", [[True, False], [False, False]])
+def test_there_is_no_share_of_a_last_position_that_holds_nothing(right: list[bool]) -> None:
+    result = with_audio(right_at(right, right), [0, 1], np.zeros((3, 2, 2)))
+    assert np.isnan(result.excess_share("audio")).all()
+
+
+@pytest.mark.parametrize("method", ["label_shares", "critical_layer", "critical_interval", "excess_share"])
+def test_a_span_that_was_not_read_is_told(method: str) -> None:
+    with pytest.raises(ValueError, match=r"'audio' was not read; this result has \['last'\]"):
+        getattr(right_at([True, False]), method)("audio")
 
 
 def test_a_result_is_read_back_as_it_was(toy: LALM, samples, tmp_path: Path) -> None:
@@ -297,9 +411,13 @@ def test_parts_of_different_experiments_are_not_joined(toy: LALM, batch) -> None
         LensResult.concat(parts)
 
 
-def test_scores_without_truths_are_refused(toy: LALM, batch) -> None:
+@pytest.mark.parametrize(
+    "score",
+    [LensResult.information, LensResult.critical_interval, lambda result: result.excess_share("last")],
+)
+def test_scores_without_truths_are_refused(toy: LALM, batch, score) -> None:
     with pytest.raises(ValueError, match="true labels of these samples are not known"):
-        logit_lens(toy, batch, ANIMALS).information()
+        score(logit_lens(toy, batch, ANIMALS))
 
 
 def test_pictures_are_drawn_with_and_without_truths(toy: LALM, batch, samples) -> None:
