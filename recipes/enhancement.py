@@ -14,6 +14,9 @@ The intervention of AudioLens (arXiv 2506.05140 and its code, as far as both are
 5. A sweep over s, t and c sees the development clips alone. What did best there is run once on the held-out clips, and
    only their numbers say whether anything was gained: accuracy after - before with a paired bootstrap interval, and
    McNemar's exact test.
+6. A grid runs every setting on all clips, so that its batches may run in any order and on several machines; the clips
+   are split afterwards. The choice is made by a table that holds the development clips alone, and of the held-out ones
+   only the cells of the chosen setting are kept: the same numbers as a sweep's.
 
 The paper's code takes c = 1 at one position; its averaging reads the target's *input*, which is not copied here.
 """
@@ -22,7 +25,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -32,7 +35,7 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 
 from audio_lens_plugin.checks import Finding, Probe
@@ -45,13 +48,13 @@ from audio_lens_plugin.recipes.engine import Desk, header_of, labels_for, sweep
 from audio_lens_plugin.recipes.logit_lens import logit_lens
 from audio_lens_plugin.recipes.scores import CellResult, Scores, cell_table
 from audio_lens_plugin.recipes.twins import SITE, living_with, positions_of
-from audio_lens_plugin.results import Header
+from audio_lens_plugin.results import Header, ResultError
 from audio_lens_plugin.statistics import bootstrap_mean, holm, mcnemar, paired_difference
 from audio_lens_plugin.tracks import TRACKS
 
 RECIPE = "enhancement"
 COEFFICIENTS = (0.5, 1.0, 2.0)
-DEVELOPMENT, HELD_OUT = "development", "held-out"
+DEVELOPMENT, HELD_OUT, UNDECIDED = "development", "held-out", "undecided"
 SETTING = ["position", "source", "target", "coefficient"]
 How = Literal["add", "average", "matched"]
 ChooseBy = Literal["accuracy", "information"]
@@ -100,14 +103,21 @@ class EnhanceResult(CellResult):
     """What a sweep found. Axes: ``position``, ``source``, ``target``, ``coefficient``. Baseline: ``clean``.
 
     ``samples`` says in column ``split`` what a clip was for: ``development`` clips have a cell for every setting,
-    ``held-out`` ones have one, of the chosen setting.
+    ``held-out`` ones have one, of the chosen setting. In a grid all clips have a cell for every setting and are
+    ``undecided``, until `judged` splits them.
     """
 
     recipe: ClassVar[str] = RECIPE
 
     @property
     def chosen(self) -> Enhancement:
-        """The setting that did best on the development clips."""
+        """The setting that did best on the development clips.
+
+        Raises:
+            ResultError: nothing was chosen yet.
+        """
+        if not self._is_chosen:
+            raise ResultError("no setting was chosen yet: judged(grid, groups) splits the clips of a grid and chooses.")
         return Enhancement(**self.header.options["chosen"])
 
     def development(self) -> pd.DataFrame:
@@ -116,6 +126,9 @@ class EnhanceResult(CellResult):
         Returns:
             one line per setting, in the order of the sweep: ``position, source, target, coefficient``; ``accuracy``;
             ``log_prob`` (mean, of the truth); ``change`` (of accuracy, from the clean run); ``samples``.
+
+        Raises:
+            ResultError: a grid, whose clips are not split yet.
         """
         chosen = self._of(DEVELOPMENT)
         sample = self.cells["sample"].to_numpy()
@@ -136,6 +149,9 @@ class EnhanceResult(CellResult):
             one line: the setting; ``samples``; ``chance``; accuracy ``before`` and ``after``, each with ``_low`` and
             ``_high``; ``gain`` (after - before) with ``gain_low`` and ``gain_high`` (95 %, clips drawn with both their
             answers); ``gained`` and ``lost`` (clips now right, now wrong) with the ``p`` of McNemar's exact test.
+
+        Raises:
+            ResultError: a grid, whose clips are not split yet.
         """
         held = self._of(HELD_OUT)
         cells = held[self.cells["sample"].to_numpy()]
@@ -171,13 +187,22 @@ class EnhanceResult(CellResult):
         return before_after(held_out_table({str(self.chosen): self}), f"held-out clips, {self.header.model}")
 
     def __repr__(self) -> str:
+        if not self._is_chosen:
+            return f"{super().__repr__()}; nothing is chosen"
         line = self.held_out().iloc[0]
         said = f"enhancement of {self.header.model}: {self.chosen}, chosen among {len(self.development())}; "
         said += f"{line['samples']} held-out clips: accuracy {line['before']:.3f} -> {line['after']:.3f}, "
         return said + f"gain {line['gain']:+.3f} ({line['gain_low']:+.3f} to {line['gain_high']:+.3f})"
 
+    @property
+    def _is_chosen(self) -> bool:
+        return "chosen" in self.header.options
+
     def _of(self, split: str) -> np.ndarray:
-        return (self.samples["split"] == split).to_numpy()
+        mine = (self.samples["split"] == split).to_numpy()
+        if not mine.any():
+            raise ResultError(f"this result has no {split} clips; judged(grid, groups) splits the clips of a grid.")
+        return mine
 
 
 def enhance(lalm: LALM, batch: PromptBatch, labels: Labels | Sequence[str], setting: Enhancement) -> Answers:
@@ -266,54 +291,101 @@ def enhance_sweep(
         ValueError: too few clips for two splits.
     """
     labels = labels_for(lalm, labels, [sample.prompt for sample in samples[:1]])
-    layers = range(lalm.n_layers)
-    tried: dict[str, list[int]] = {position: list(sources if sources is not None else layers) for position in positions}
-    check_layers(lalm, [*(sources or []), *(targets or [])])
     if choose_by not in get_args(ChooseBy):
         raise CellError(f"choose_by={choose_by!r} is none of {', '.join(get_args(ChooseBy))}.")
+    options = _options(lalm, labels, sources, targets, coefficients, positions, how, truncate)
     chosen_by, held_out = split(samples, development, seed)
-    settings: dict[str, Any] = {"form": form, "truncate": truncate, "batch_size": batch_size, "folder": folder}
+    running: dict[str, Any] = {"form": form, "batch_size": batch_size, "folder": folder, "progress": progress}
     if choose_by == "information":
-        lens = logit_lens(lalm, _Some(samples, chosen_by), labels, positions, progress=progress, **settings)
-        scores = lens.information()
-        tried = {position: [_best_layer(scores, position, tried[position])] for position in positions}
-    options = {
-        "sources": tried,
-        "targets": list(targets if targets is not None else layers),
-        "coefficients": list(coefficients),
-        "how": how,
-        "choose_by": choose_by,
-        "development": development,
-        "seed": seed,
-        "label_form": labels.form,
-        "truncate": truncate,
-    }
-    grid = list(_grid(options))
-    if not grid:
-        raise CellError("no setting to try: name at least one source, another target, a coefficient and a position.")
-
-    def run_split(
-        of: str, places: Sequence[int], grid: Sequence[Enhancement], options: dict[str, Any]
-    ) -> EnhanceResult:
-        header = header_of(lalm, RECIPE, form, labels.words, options)
-
-        def compute(part: Sequence[Sample], desk: Desk) -> EnhanceResult:
-            return _enhance(lalm, part, labels, grid, of, header, batch_size, desk)
-
-        return sweep(
-            _Some(samples, places),
-            compute,
-            EnhanceResult,
-            header=header,
-            batch_size=batch_size,
-            folder=folder,
-            progress=progress,
-        )
-
-    before = run_split(DEVELOPMENT, chosen_by, grid, options)
+        lens = logit_lens(lalm, _Some(samples, chosen_by), labels, positions, truncate=truncate, **running)
+        scores, layers = lens.information(), options["sources"]
+        best_sources = {position: [_best_layer(scores, position, layers[position])] for position in positions}
+        options = {**options, "sources": best_sources}
+    options |= _judging(choose_by, development, seed)
+    before = _run(lalm, _Some(samples, chosen_by), labels, _grid(options), DEVELOPMENT, options, **running)
     best = _best(before.development(), how)
-    after = run_split(HELD_OUT, held_out, [best], {**options, "chosen": asdict(best)})
+    chosen = {**options, "chosen": asdict(best)}
+    after = _run(lalm, _Some(samples, held_out), labels, [best], HELD_OUT, chosen, **running)
     return EnhanceResult.concat([replace(before, header=after.header), after])
+
+
+def enhance_grid(
+    lalm: LALM,
+    samples: Sequence[Sample],
+    labels: Labels | Sequence[str],
+    *,
+    sources: Sequence[int] | None = None,
+    targets: Sequence[int] | None = None,
+    coefficients: Sequence[float] = (1.0,),
+    positions: Sequence[str] = ("last",),
+    how: How = "add",
+    form: str = "custom",
+    truncate: bool = False,
+    batch_size: int = 8,
+    folder: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> EnhanceResult:
+    """Run every setting on every clip, and choose later (`judged`). Grids of several batches join with ``concat``.
+
+    Args:
+        labels: the label words, read as what goes on from the opened answer (of the first sample), or their tokens.
+        sources: layers that may be read; all if None.
+        targets: layers that may be written; all if None. A source is never its own target.
+        positions: names of positions (see `spans`) that are tried.
+        how: ``add``, ``average`` or ``matched``.
+        form: the prompt form, for the header.
+        truncate: cut clips of samples that are longer than the model's window, with a warning.
+        batch_size: samples whose runs are kept together, and rows of whole length that a pass may hold.
+        folder: keep finished batches here and go on from them.
+
+    Returns:
+        a grid: all clips are ``undecided`` and have a cell for every setting.
+
+    Raises:
+        CellError: unknown layers, or no setting to try.
+        LabelError: labels that begin with the same token.
+        SpanError: a sample that lacks these positions.
+        ValueError: no samples.
+    """
+    labels = labels_for(lalm, labels, [sample.prompt for sample in samples[:1]])
+    options = _options(lalm, labels, sources, targets, coefficients, positions, how, truncate)
+    running: dict[str, Any] = {"form": form, "batch_size": batch_size, "folder": folder, "progress": progress}
+    return _run(lalm, samples, labels, _grid(options), UNDECIDED, options, **running)
+
+
+def judged(grid: EnhanceResult, groups: Sequence[str], development: float = 0.5, seed: int = 0) -> EnhanceResult:
+    """Choose a setting of a grid on some of its clips and evaluate it on the others, as `enhance_sweep` does.
+
+    Args:
+        grid: of `enhance_grid`, with all its batches.
+        groups: of each of its clips, in order, what must not be on both sides: its speaker, or the clip itself.
+        development: share of the groups that the choice is made by, drawn by chance within each label (of a group's
+            first clip).
+        seed: of that draw.
+
+    Returns:
+        what `enhance_sweep` would have found with this split: the choice, by accuracy and then by the mean
+        log-probability of the truth, is made by development clips alone, and held-out clips have only the cell of the
+        chosen setting.
+
+    Raises:
+        ResultError: no grid, or one that was split before.
+        ValueError: not one group per clip, or too few groups for two splits.
+    """
+    if set(grid.samples["split"]) != {UNDECIDED}:
+        raise ResultError("the clips of this result are split already; judged takes a grid, as enhance_grid makes it.")
+    if len(groups) != len(grid.samples):
+        raise ValueError(
+            f"{len(groups)} groups do not fit the {len(grid.samples)} clips of the grid; name one per clip."
+        )
+    chosen_by, held_out = split_groups(groups, grid.samples["truth"].tolist(), development, seed)
+    options = grid.header.options | _judging("accuracy", development, seed)
+    before = _clips_of(grid, chosen_by, DEVELOPMENT, np.full(len(grid.cells), True))
+    best = _best(before.development(), options["how"])
+    is_best = (grid.cells[SETTING] == [getattr(best, name) for name in SETTING]).all(axis=1).to_numpy()
+    after = _clips_of(grid, held_out, HELD_OUT, is_best)
+    header = replace(grid.header, options={**options, "chosen": asdict(best)})
+    return EnhanceResult.concat([replace(part, header=header) for part in (before, after)])
 
 
 def enhance_tracks(lalm: LALM, samples: Mapping[str, Sequence[Sample]], **settings: Any) -> dict[str, EnhanceResult]:
@@ -349,24 +421,45 @@ def split(samples: Sequence[Sample], development: float, seed: int) -> tuple[lis
     Raises:
         ValueError: one of the two would be empty.
     """
-    of_clip: dict[tuple[str, ...], list[int]] = {}
-    label_of: dict[tuple[str, ...], str] = {}
-    for index, sample in enumerate(samples):
+    groups, labels = [], []
+    for sample in samples:
         # What is heard decides, not what is said of it: the transcript of a clip may be there or not.
-        heard = tuple(replace(clip, transcript=None).digest for clip in sample.prompt.clips) or (sample.name,)
-        of_clip.setdefault(heard, []).append(index)
-        label_of.setdefault(heard, sample.label)
+        heard = [replace(clip, transcript=None).digest for clip in sample.prompt.clips]
+        groups.append(" ".join(heard) or sample.name)
+        labels.append(sample.label)
+    return split_groups(groups, labels, development, seed)
+
+
+def split_groups(
+    groups: Sequence[str], labels: Sequence[str], development: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """Indices of development and of held-out samples, drawn by group and within each label.
+
+    Args:
+        groups: of each sample, what must not be on both sides.
+        labels: of each sample; a group is drawn with those whose first sample has the same label.
+        development: share of the groups.
+        seed: of the draw.
+
+    Raises:
+        ValueError: one of the two would be empty.
+    """
+    of_group: dict[str, list[int]] = {}
+    label_of: dict[str, str] = {}
+    for index, (group, label) in enumerate(zip(groups, labels, strict=True)):
+        of_group.setdefault(group, []).append(index)
+        label_of.setdefault(group, label)
     random, drawn = np.random.default_rng(seed), []
     for label in sorted(set(label_of.values())):
-        of_label = [clip for clip in of_clip if label_of[clip] == label]
+        of_label = [group for group in of_group if label_of[group] == label]
         drawn += [of_label[place] for place in random.permutation(len(of_label))]
-    # Every 1 / development-th clip in this order: each label's share is right to within one clip, and so is the whole.
-    chosen = {clip for place, clip in enumerate(drawn) if int((place + 1) * development) > int(place * development)}
+    # Every 1 / development-th one in this order: each label's share is right to within one, and so is the whole.
+    chosen = {group for place, group in enumerate(drawn) if int((place + 1) * development) > int(place * development)}
     sides: tuple[list[int], list[int]] = ([], [])
-    for clip, indices in of_clip.items():
-        sides[clip not in chosen].extend(indices)
+    for group, indices in of_group.items():
+        sides[group not in chosen].extend(indices)
     if not all(sides):
-        raise ValueError(f"{len(of_clip)} clips with development={development} leave a split empty.")
+        raise ValueError(f"{len(of_group)} clips (or groups) with development={development} leave a split empty.")
     return sorted(sides[0]), sorted(sides[1])
 
 
@@ -386,11 +479,61 @@ class _Some(Sequence[Sample]):
         return self.samples[self.places[index]]
 
 
-def _grid(options: Mapping[str, Any]) -> Iterator[Enhancement]:
-    for position, sources in options["sources"].items():
-        for source, target, coefficient in product(sources, options["targets"], options["coefficients"]):
-            if source != target:
-                yield Enhancement(source, target, float(coefficient), position, options["how"])
+def _options(
+    lalm: LALM,
+    labels: Labels,
+    sources: Sequence[int] | None,
+    targets: Sequence[int] | None,
+    coefficients: Sequence[float],
+    positions: Sequence[str],
+    how: How,
+    truncate: bool,
+) -> dict[str, Any]:
+    """What decides the settings that are tried, and their numbers, as a header holds it."""
+    check_layers(lalm, [*(sources or []), *(targets or [])])
+    layers = range(lalm.n_layers)
+    return {
+        "sources": {position: list(sources if sources is not None else layers) for position in positions},
+        "targets": list(targets if targets is not None else layers),
+        "coefficients": list(coefficients),
+        "how": how,
+        "label_form": labels.form,
+        "truncate": truncate,
+    }
+
+
+def _judging(choose_by: ChooseBy, development: float, seed: int) -> dict[str, Any]:
+    """How a setting is chosen, as a header holds it."""
+    return {"choose_by": choose_by, "development": development, "seed": seed}
+
+
+def _grid(options: Mapping[str, Any]) -> list[Enhancement]:
+    grid = [
+        Enhancement(source, target, float(coefficient), position, options["how"])
+        for position, sources in options["sources"].items()
+        for source, target, coefficient in product(sources, options["targets"], options["coefficients"])
+        if source != target
+    ]
+    if not grid:
+        raise CellError("no setting to try: name at least one source, another target, a coefficient and a position.")
+    return grid
+
+
+def _clips_of(grid: EnhanceResult, places: Sequence[int], of: str, wanted: Bool[np.ndarray, " cells"]) -> EnhanceResult:
+    """Some clips of a grid, for one side of a split, with those of their cells that are wanted."""
+    sample = grid.cells["sample"].to_numpy()
+    kept = np.flatnonzero(wanted & np.isin(sample, places))
+    return EnhanceResult(
+        header=grid.header,
+        samples=grid.samples.iloc[places].assign(split=of).reset_index(drop=True),
+        cells=grid.cells.iloc[kept].assign(sample=np.searchsorted(places, sample[kept])).reset_index(drop=True),
+        scores=_entries(grid.scores, kept),
+        baselines={run: _entries(scores, places) for run, scores in grid.baselines.items()},
+    )
+
+
+def _entries(scores: Scores, places: Sequence[int] | np.ndarray) -> Scores:
+    return Scores(**{name: tensor[torch.as_tensor(places)] for name, tensor in vars(scores).items()})
 
 
 def _best(table: pd.DataFrame, how: How) -> Enhancement:
@@ -403,6 +546,30 @@ def _best_layer(information: pd.DataFrame, position: str, layers: Sequence[int])
     """The layer with the highest information score. The lens counts embeddings as 0, so block l leaves layer l + 1."""
     of_position = information[information["span"] == position].set_index("layer")["score"]
     return max(layers, key=lambda layer: (of_position[layer + 1], -layer))
+
+
+def _run(
+    lalm: LALM,
+    samples: Sequence[Sample],
+    labels: Labels,
+    grid: Sequence[Enhancement],
+    of: str,
+    options: dict[str, Any],
+    *,
+    form: str,
+    batch_size: int,
+    folder: str | os.PathLike[str] | None,
+    progress: bool,
+) -> EnhanceResult:
+    """Every setting of the grid on every sample; ``of`` is what the samples are for."""
+    header = header_of(lalm, RECIPE, form, labels.words, options)
+
+    def compute(part: Sequence[Sample], desk: Desk) -> EnhanceResult:
+        return _enhance(lalm, part, labels, grid, of, header, batch_size, desk)
+
+    return sweep(
+        samples, compute, EnhanceResult, header=header, batch_size=batch_size, folder=folder, progress=progress
+    )
 
 
 def _enhance(

@@ -24,11 +24,14 @@ from audio_lens_plugin.recipes.enhancement import (
     Enhancement,
     EnhanceResult,
     enhance,
+    enhance_grid,
     enhance_sweep,
     enhance_tracks,
     enhanced,
     held_out_table,
+    judged,
     split,
+    split_groups,
 )
 from audio_lens_plugin.recipes.logit_lens import logit_lens
 from audio_lens_plugin.recipes.scores import Scores
@@ -422,3 +425,124 @@ def test_a_sweep_of_nothing_is_refused(toy: LALM, samples: list) -> None:
         enhance_sweep(toy, samples, labels, targets=[8])
     with pytest.raises((CellError, TypeCheckError), match="luck"):
         enhance_sweep(toy, samples, labels, choose_by="luck")
+
+
+# The grid, which is judged afterwards.
+
+
+GRID = dict(sources=[1, 5], targets=[1, 3, 6], coefficients=[1.0, 2.0], positions=["last", "audio"])
+LABELS = alp.TRACKS["Emotion"].labels
+
+
+@pytest.fixture(scope="module")
+def grid(toy: LALM, samples: list) -> EnhanceResult:
+    return enhance_grid(toy, samples, LABELS, batch_size=3, **GRID)
+
+
+def groups_of(samples: list) -> list[str]:
+    """Every clip is a group of its own: the toy's are all different."""
+    return [sample.name for sample in samples]
+
+
+def test_every_clip_of_a_grid_has_every_setting(grid: EnhanceResult, samples: list) -> None:
+    assert grid.samples["sample"].tolist() == [sample.name for sample in samples]
+    lines = [tuple(line) for line in grid.cells[["sample", *enhancement.SETTING]].to_numpy().tolist()]
+    assert len(set(lines)) == len(lines) == len(samples) * 2 * 5 * 2
+    assert {line[0] for line in lines} == set(range(len(samples)))
+
+
+def test_a_judged_grid_is_the_sweep_with_the_same_split(toy: LALM, grid: EnhanceResult, samples: list) -> None:
+    for share, seed in ((0.5, 0), (0.3, 4)):
+        found = judged(grid, groups_of(samples), share, seed)
+        wanted = enhance_sweep(toy, samples, LABELS, batch_size=3, development=share, seed=seed, **GRID)
+        assert found.header == wanted.header
+        pd.testing.assert_frame_equal(found.held_out(), wanted.held_out(), check_exact=True)
+        pd.testing.assert_frame_equal(found.development(), wanted.development(), atol=TOLERANCE)
+        pd.testing.assert_frame_equal(found.samples, wanted.samples)
+        pd.testing.assert_frame_equal(found.to_frame(), wanted.to_frame(), rtol=1e-3, atol=TOLERANCE)
+        assert repr(found) == repr(wanted)
+        assert found.plot().axes[0].get_title(loc="left") == wanted.plot().axes[0].get_title(loc="left")
+        assert found.plot_held_out().axes
+
+
+def test_batches_of_a_grid_join_in_any_number(
+    toy: LALM, grid: EnhanceResult, samples: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "parts"
+    parts = [
+        enhance_grid(toy, part, LABELS, batch_size=3, folder=folder, **GRID) for part in (samples[6:], samples[:6])
+    ]
+    saved = [part.save(tmp_path / str(place)) for place, part in enumerate(reversed(parts))]
+    joined = EnhanceResult.concat([EnhanceResult.load(place) for place in saved])
+    pd.testing.assert_frame_equal(joined.to_frame(), grid.to_frame(), rtol=1e-3, atol=TOLERANCE)
+    found, wanted = (judged(one, groups_of(samples)) for one in (joined, grid))
+    pd.testing.assert_frame_equal(found.held_out(), wanted.held_out())
+    monkeypatch.setattr(enhancement, "store", lambda *args, **kwargs: pytest.fail("computed again"))
+    again = enhance_grid(toy, samples, LABELS, batch_size=3, folder=folder, **GRID)
+    assert torch.equal(again.scores.label_logits, joined.scores.label_logits)
+
+
+def made_better(grid: EnhanceResult, cells: np.ndarray) -> EnhanceResult:
+    """The truth's logit of these cells is raised far above all others."""
+    logits = grid.scores.label_logits.clone()
+    truths = [LABELS.index(word) for word in grid.samples["truth"].iloc[grid.cells["sample"]]]
+    logits[np.flatnonzero(cells), np.array(truths)[cells]] = 50.0
+    return replace(grid, scores=replace(grid.scores, label_logits=logits, log_partition=logits.logsumexp(-1)))
+
+
+def test_scores_of_held_out_clips_do_not_enter_the_choice(grid: EnhanceResult, samples: list) -> None:
+    """Settings that were not chosen are made perfect: on held-out clips that changes nothing, on the others all."""
+    groups = groups_of(samples)
+    found = judged(grid, groups)
+    held = grid.samples["sample"].isin(found.samples["sample"][found.samples["split"] == "held-out"]).to_numpy()
+    held = held[grid.cells["sample"].to_numpy()]
+    setting = [getattr(found.chosen, name) for name in enhancement.SETTING]
+    others = np.array([line != setting for line in grid.cells[enhancement.SETTING].to_numpy().tolist()])
+    assert 0 < (held & others).sum() < len(held)
+    again = judged(made_better(grid, held & others), groups)
+    assert again.header == found.header
+    pd.testing.assert_frame_equal(again.held_out(), found.held_out())
+    of_chosen = judged(made_better(grid, held & ~others), groups)
+    assert of_chosen.chosen == found.chosen
+    assert of_chosen.held_out()["after"].item() == 1.0 > found.held_out()["after"].item()
+    pd.testing.assert_frame_equal(of_chosen.development(), found.development())
+    assert judged(made_better(grid, ~held & others), groups).chosen != found.chosen
+
+
+def test_a_speaker_is_on_one_side(grid: EnhanceResult, samples: list) -> None:
+    speakers = [f"speaker {place // 2}" for place in range(len(samples))]
+    found = judged(grid, speakers)
+    of = dict(zip(grid.samples["sample"], speakers, strict=True))
+    sides = [{of[name] for name in part["sample"]} for _, part in found.samples.groupby("split")]
+    assert len(sides) == 2
+    assert sides[0] & sides[1] == set()
+    assert sum(map(len, sides)) == len(samples) // 2
+
+
+def test_groups_are_drawn_within_labels() -> None:
+    groups = [f"{label} {place}" for place in range(20) for label in ("dog", "cat") for _ in range(3)]
+    development, held_out = split_groups(groups, [group.split()[0] for group in groups], 0.25, 0)
+    assert sorted(development + held_out) == list(range(120))
+    chosen = {groups[place] for place in development}
+    assert len(development) == 3 * len(chosen)
+    assert sorted(group.split()[0] for group in chosen) == ["cat"] * 5 + ["dog"] * 5
+
+
+def test_a_grid_claims_no_gain_and_a_sweep_is_not_judged_again(grid: EnhanceResult, samples: list) -> None:
+    assert "nothing is chosen" in repr(grid)
+    for ask in (grid.development, grid.held_out, grid.plot, grid.plot_held_out, lambda: grid.chosen):
+        with pytest.raises(ResultError, match="judged"):
+            ask()
+    with pytest.raises(ResultError, match="split already"):
+        judged(judged(grid, groups_of(samples)), groups_of(samples))
+    with pytest.raises(ValueError, match="1 groups do not fit the 14 clips"):
+        judged(grid, ["one"])
+    with pytest.raises(ValueError, match="leave a split empty"):
+        judged(grid, ["one"] * len(samples))
+
+
+def test_a_grid_of_nothing_is_refused(toy: LALM, samples: list) -> None:
+    with pytest.raises(CellError, match="no setting"):
+        enhance_grid(toy, samples, LABELS, sources=[3], targets=[3])
+    with pytest.raises(CellError, match="layers 0 to 7"):
+        enhance_grid(toy, samples, LABELS, sources=[8])

@@ -67,9 +67,19 @@ def test_heads(lalm: LALM, samples: list[Sample]) -> None:
     assert result.cells["mass"].between(0, 1).all()
 
 
+def test_free_answers(lalm: LALM, samples: list[Sample]) -> None:
+    result = alp.free_answers(lalm, samples, LABELS, new_tokens=2)
+    assert result.samples["answer"].isin(LABELS).all()
+    assert all(isinstance(text, str) for text in result.samples["said"])
+    assert 0 <= result.accuracy <= 1
+
+
 def test_enhancement_and_steering(lalm: LALM, samples: list[Sample]) -> None:
     result = alp.enhance_sweep(lalm, samples, LABELS, sources=[0, 1], coefficients=[1.0])
     whole(result, 2 * 2 * (lalm.n_layers - 1) + 2)
     assert result.held_out()["samples"].item() == 2
+    grid = alp.enhance_grid(lalm, samples, LABELS, sources=[0, 1])
+    assert len(grid.cells) == 4 * 2 * (lalm.n_layers - 1)
+    assert alp.judged(grid, [sample.name for sample in samples]).held_out()["samples"].item() == 2
     direction = alp.audio_direction(lalm, samples[:2])
     whole(alp.steering_sweep(lalm, samples[2:], LABELS, direction, strengths=[0.0, 1.0]), 2 * 2 * lalm.n_layers)
