@@ -59,19 +59,6 @@ class ClipSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def seconds(self):
-        import soundfile
-
-        return [soundfile.info(str(x)).duration for x in self.sources]
-
-    def digest(self):
-        import hashlib
-
-        return hashlib.sha256(repr((self.names, self.labels)).encode()).hexdigest()
-
-    def groups(self):
-        return self.names
-
     def samples(self, form: PromptForm | str = "open+is") -> Samples:
         """Every clip asked about in this form; clips are read when a sample is taken."""
         return Samples(self, PromptForm.parse(form) if isinstance(form, str) else form)
@@ -251,7 +238,3 @@ def _class_name(feature: Any, value: Any) -> Any:
     if not hasattr(feature, "int2str") or value is None or value < 0:
         return value
     return feature.int2str(value)
-
-
-def toy_tracks(toy):
-    return {t: toy_clips(toy, t) for t in TRACKS}

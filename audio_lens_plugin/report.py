@@ -46,8 +46,6 @@ class Section:
     figures: tuple[Picture, ...] = ()
     listing: str = ""
     caveat: str = ""
-    verdict: str = ""
-    group: str = ""
 
 
 def write_report(path: str | os.PathLike[str], title: str, subtitle: str, sections: Sequence[Section]) -> Path:
@@ -147,20 +145,3 @@ def _sound(clip: Clip) -> str:
 
 def _data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def folded_table(frame):
-    return html_table(frame)
-
-
-def with_intervals(table, *columns):
-    out = table.copy()
-    for c in columns:
-        lo, hi = (c + "_low", c + "_high") if c + "_low" in table else ("low", "high")
-        out[c] = [f"{a:.2f} ({b:.2f} to {d:.2f})" for a, b, d in zip(table[c], table[lo], table[hi])]
-        out = out.drop(columns=[lo, hi])
-    return out
-
-
-def example_pictures(result, examples):
-    return [picture(result.plot_sample(i), alt="x" * 30, caption="c", clip=clip) for i, clip in examples]

@@ -38,7 +38,3 @@ def heat(
 def open_frame(axes: Axes) -> None:
     """No lines above and to the right."""
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def save_figure(figure, path):
-    figure.savefig(path, dpi=160, metadata={"Date": None} if str(path).endswith("svg") else None)
