@@ -148,7 +148,7 @@ def test_a_table_that_lacks_something_is_refused_with_what_there_is(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("clips.xlsx", "", "a table of clips is one of .csv, .tsv, .jsonl, .parquet"),
+        ("clips.xlsx", "", "a table of clips is one of .csv, .tsv, .json, .jsonl, .parquet"),
         ("clips.csv", "", "cannot be read as csv: "),
         ("clips.jsonl", "{", "cannot be read as jsonl: "),
         ("clips.parquet", "not parquet", "cannot be read as parquet: "),
