@@ -13,8 +13,9 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,8 +144,61 @@ def as_clip(source: Any, rate: int | None = None) -> Clip:
     return _from_array(source, rate)
 
 
+def seconds_of(source: Any, rate: int | None = None) -> float:
+    """Duration of a recording in seconds; of a file, its header is read and nothing is decoded.
+
+    Args:
+        source: what `as_clip` takes; file objects are read through.
+        rate: Hz, for arrays only.
+
+    Raises:
+        AudioError: as `as_clip` does, for what can be known without decoding.
+    """
+    encoded = _encoded(source)
+    if encoded is None:
+        return as_clip(source, rate).seconds
+    file, name = encoded
+    header = _read_file(soundfile.info, file, name)
+    if header.frames == 0:
+        raise AudioError(f"{name}: the clip is empty (0 samples).")
+    return header.frames / header.samplerate
+
+
+def digest_of(source: Any) -> str:
+    """A content hash of what a recording is stored as: the bytes of a file, the samples of an array.
+
+    Args:
+        source: what `as_clip` takes without a rate.
+
+    Raises:
+        AudioError: a missing file, or what `as_clip` refuses.
+    """
+    encoded = _encoded(source)
+    if encoded is None:
+        return as_clip(source).digest
+    file, _ = encoded
+    content = file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _encoded(source: Any) -> tuple[str | io.BytesIO, str] | None:
+    """The file that a source is, and its name; None where the source holds samples, or can be read but once."""
+    if isinstance(source, (str, os.PathLike)):
+        return _existing(os.fspath(source)), os.path.basename(os.fspath(source))
+    if isinstance(source, Mapping) and source.get("array") is None:
+        if source.get("bytes") is not None:
+            return io.BytesIO(source["bytes"]), _row_name(source)
+        if source.get("path") is not None:
+            return _encoded(source["path"])
+    return None
+
+
+def _row_name(row: Mapping[str, Any]) -> str:
+    return os.path.basename(str(row.get("path") or "dataset row"))
+
+
 def _from_mapping(row: Mapping[str, Any]) -> Clip:
-    name = os.path.basename(str(row.get("path") or "dataset row"))
+    name = _row_name(row)
     if row.get("array") is not None:
         return replace(_from_array(row["array"], row.get("sampling_rate"), name), name=name)
     if row.get("bytes") is not None:
@@ -158,13 +212,25 @@ def _from_mapping(row: Mapping[str, Any]) -> Clip:
 
 
 def _from_file(file: Any, name: str) -> Clip:
-    if isinstance(file, str) and not os.path.isfile(file):
-        raise AudioError(f"{file}: there is no such file.")
+    samples, rate = _read_file(_decoded, _existing(file) if isinstance(file, str) else file, name)
+    return Clip(samples.mean(axis=1, dtype=np.float32), rate, name)
+
+
+def _existing(path: str) -> str:
+    if not os.path.isfile(path):
+        raise AudioError(f"{path}: there is no such file.")
+    return path
+
+
+def _decoded(file: Any) -> tuple[np.ndarray, int]:
+    return soundfile.read(file, dtype="float32", always_2d=True)
+
+
+def _read_file(read: Callable[[Any], Any], file: Any, name: str) -> Any:
     try:
-        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+        return read(file)
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless audio, which says no rate
         raise AudioError(f"{name}: cannot be read as audio ({error}).") from error
-    return Clip(samples.mean(axis=1, dtype=np.float32), rate, name)
 
 
 def _from_array(array: Any, rate: int | None, name: str = "array") -> Clip:

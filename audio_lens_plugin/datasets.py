@@ -3,25 +3,30 @@
     sakura("SAKURA/data/Animal")                       the published layout: metadata.csv beside audio/
     table("clips.csv", "emotion", track="Emotion")     any CSV, JSONL or parquet with a path and a label column
     table(hf_dataset, "label", track="Gender")         a Hugging Face dataset with an audio column
+    sakura_tracks("SAKURA")                            every track that is there, by its name
 
 A `ClipSet` knows its `Track`: which words ask for the attribute and which answers are possible. Clips are read one by
-one when they are needed; that all of them are there is checked at once, before anything runs.
+one when they are needed; that all of them are there is checked at once, before anything runs. Multiple-choice questions
+about clips (`audio_lens_plugin.questions`) are `Recordings`, too: whoever runs an experiment treats both alike.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from audio_lens_plugin.audio import as_clip
+from audio_lens_plugin.audio import as_clip, digest_of, seconds_of
 from audio_lens_plugin.loading import toys
 from audio_lens_plugin.prompts import Prompt, Sample
-from audio_lens_plugin.tracks import TRACKS, PromptForm, Track
+from audio_lens_plugin.tracks import TRACKS, Attribute, PromptForm, Track
 
 PATH_COLUMNS = ("file", "file_name", "path", "audio")
 # Cells are read as they are written: "None" and "NA" are words, too, and only an empty cell is nothing.
@@ -29,8 +34,15 @@ AS_WRITTEN: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values
 READERS: dict[str, Any] = {
     ".csv": lambda path: pd.read_csv(path, **AS_WRITTEN),
     ".tsv": lambda path: pd.read_csv(path, sep="\t", **AS_WRITTEN),
+    ".json": lambda path: pd.read_json(path, dtype=False),
     ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
     ".parquet": pd.read_parquet,
+}
+SHOWN_ROWS = 10
+# File names that tell whose voice is heard: CREMA-D's speakers, MELD's dialogues (the same voices in all of one).
+SPEAKERS = {
+    "speaker": re.compile(r"(\d{4})_[A-Z]{3}_[A-Z]{3}_[A-Z]{2}\."),
+    "dialogue": re.compile(r"dia(\d+)_utt\d+\."),
 }
 
 
@@ -39,19 +51,19 @@ class DatasetError(ValueError):
 
 
 @dataclass(frozen=True)
-class ClipSet:
-    """Recordings with labels of one track.
+class Recordings:
+    """Clips whose right answer is known: what all data sets have in common.
 
     Attributes:
         name: for headers and messages.
-        track: how the attribute is asked for.
-        names: one name per clip.
-        sources: what `as_clip` takes, one per clip.
-        labels: the true label of each clip, as the track writes it.
+        track: what is asked about all of them: its name, and the answers that are possible.
+        names: one name per row.
+        sources: what `as_clip` takes, one per row.
+        labels: the true answer of each row, as the track writes it.
     """
 
     name: str
-    track: Track
+    track: Attribute
     names: tuple[str, ...]
     sources: Sequence[Any]
     labels: tuple[str, ...]
@@ -59,36 +71,85 @@ class ClipSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def seconds(self) -> tuple[float, ...]:
+        """Duration of each row's clip in seconds; nothing is decoded."""
+        return tuple(seconds_of(source) for source in self.sources)
+
+    def groups(self) -> tuple[str, ...]:
+        """What each row shares with others that must not be divided from it: the speaker where the file's name tells
+        (`speaker_of`), else the clip itself."""
+        return tuple(speaker_of(name) or name for name in self._clip_names())
+
+    def digest(self) -> str:
+        """A content hash of all rows: their words and the bytes of their clips, in order."""
+        total = hashlib.sha256()
+        for index, source in enumerate(self.sources):
+            total.update(repr((*self._words(index), digest_of(source))).encode())
+        return total.hexdigest()[:16]
+
+    def _clip_names(self) -> tuple[str, ...]:
+        return self.names
+
+    def _words(self, index: int) -> tuple[str, ...]:
+        return self.names[index], self.labels[index]
+
+
+@dataclass(frozen=True)
+class ClipSet(Recordings):
+    """Recordings with labels of one track, which says how the attribute is asked for. Fields: see `Recordings`."""
+
+    track: Track
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The prompt forms in which the clips can be asked about."""
+        return tuple(str(form) for form in PromptForm.all())
+
     def samples(self, form: PromptForm | str = "open+is") -> Samples:
         """Every clip asked about in this form; clips are read when a sample is taken."""
-        return Samples(self, PromptForm.parse(form) if isinstance(form, str) else form)
+        return Samples(self, partial(self._ask, PromptForm.parse(form) if isinstance(form, str) else form))
+
+    def _ask(self, form: PromptForm, index: int) -> Prompt:
+        return Prompt(
+            clips=(as_clip(self.sources[index]),) if form.audio else (),
+            question=form.question(self.track),
+            options=form.options(self.track),
+            answer=form.answer(self.track),
+            attribute=self.track.attribute,
+        )
 
 
 @dataclass(frozen=True)
 class Samples(Sequence[Sample]):
-    """A clip set in one prompt form: a sequence of `Sample`."""
+    """Recordings in one prompt form: a sequence of `Sample`. ``ask`` makes the prompt of a row."""
 
-    clips: ClipSet
-    form: PromptForm
+    recordings: Recordings
+    ask: Callable[[int], Prompt]
 
     def __len__(self) -> int:
-        return len(self.clips)
+        return len(self.recordings)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
-        track = self.clips.track
-        prompt = Prompt(
-            clips=(as_clip(self.clips.sources[index]),) if self.form.audio else (),
-            question=self.form.question(track),
-            options=self.form.options(track),
-            answer=self.form.answer(track),
-            attribute=track.attribute,
-        )
-        return Sample(self.clips.names[index], prompt, self.clips.labels[index])
+        return Sample(self.recordings.names[index], self.ask(index), self.recordings.labels[index])
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
+
+
+def speaker_of(name: str) -> str | None:
+    """Who speaks in a clip, where its file name tells.
+
+    Args:
+        name: ``1019_TSI_SAD_XX.wav`` (CREMA-D) is "speaker 1019"; ``dia113_utt8.wav`` (MELD) is "dialogue 113".
+
+    Returns:
+        None for any other name.
+    """
+    file = os.path.basename(name)
+    found = {kind: pattern.match(file) for kind, pattern in SPEAKERS.items()}
+    return next((f"{kind} {match[1]}" for kind, match in found.items() if match), None)
 
 
 def sakura(folder: str | os.PathLike[str]) -> ClipSet:
@@ -101,8 +162,33 @@ def sakura(folder: str | os.PathLike[str]) -> ClipSet:
     folder = Path(folder)
     if folder.name not in TRACKS:
         raise DatasetError(f"{folder} is no SAKURA track: its name must be one of {', '.join(TRACKS)}.")
-    frame = _read(folder / "metadata.csv")
+    frame = read_table(folder / "metadata.csv")
     return _from_frame(frame, folder / "audio", "attribute_label", TRACKS[folder.name], str(folder / "metadata.csv"))
+
+
+def sakura_tracks(folder: str | os.PathLike[str]) -> dict[str, ClipSet]:
+    """Every SAKURA track that is there, by its name.
+
+    Args:
+        folder: SAKURA as published (its tracks are in ``data/``), or the folder of the tracks itself.
+
+    Raises:
+        DatasetError: none of the four is there; or a track is not as `sakura` needs it.
+    """
+    return {path.name: sakura(path) for path in track_folders(Path(folder))}
+
+
+def track_folders(folder: Path) -> list[Path]:
+    """The folders of SAKURA's tracks in ``folder/data``, or in ``folder`` itself.
+
+    Raises:
+        DatasetError: none is there.
+    """
+    for home in (folder / "data", folder):
+        found = [home / track for track in TRACKS if (home / track).is_dir()]
+        if found:
+            return found
+    raise DatasetError(f"{folder}: no SAKURA track is in it or in its data/; there is none of {', '.join(TRACKS)}.")
 
 
 def table(source: Any, label: str, track: Track | str) -> ClipSet:
@@ -123,7 +209,7 @@ def table(source: Any, label: str, track: Track | str) -> ClipSet:
         return _from_frame(source, Path(), label, track, "data frame")
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
-        return _from_frame(_read(path), path.parent, label, track, str(path))
+        return _from_frame(read_table(path), path.parent, label, track, str(path))
     return _from_hugging_face(source, label, track)
 
 
@@ -142,9 +228,18 @@ def toy_clips(toy: str, track: str) -> ClipSet:
             f"no clips of {toy!r} for {track!r}; toys: {', '.join(toys())}; tracks: {', '.join(TRACKS)}."
         )
     path = toys()[toy] / "clips" / "metadata.csv"
-    frame = _read(path)
+    frame = read_table(path)
     column = TRACKS[track].attribute
     return _from_frame(frame[frame[column].notna()], path.parent, column, TRACKS[track], str(path))
+
+
+def toy_tracks(toy: str) -> dict[str, ClipSet]:
+    """The held-out clips that ship with a toy, by the name of their track.
+
+    Raises:
+        DatasetError: there is no such toy.
+    """
+    return {track: toy_clips(toy, track) for track in TRACKS}
 
 
 def _track(track: Track | str) -> Track:
@@ -155,7 +250,12 @@ def _track(track: Track | str) -> Track:
     return TRACKS[track]
 
 
-def _read(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of any kind that is known by its suffix; cells are read as they are written.
+
+    Raises:
+        DatasetError: there is no such file, or it is no such table.
+    """
     if not path.is_file():
         raise DatasetError(f"{path}: there is no such file.")
     if path.suffix not in READERS:
@@ -167,24 +267,46 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _from_frame(frame: pd.DataFrame, folder: Path, label: str, track: Track, name: str) -> ClipSet:
-    columns = [column for column in PATH_COLUMNS if column in frame.columns]
-    if not columns:
-        raise DatasetError(
-            f"{name}: no column of paths; one of {', '.join(PATH_COLUMNS)} is needed, "
-            f"there are {', '.join(map(str, frame.columns))}."
-        )
+    column = column_of(frame, PATH_COLUMNS, "paths", name)
     if label not in frame.columns:
         raise DatasetError(f"{name}: no column {label!r}; there are {', '.join(map(str, frame.columns))}.")
-    if frame.empty:
+    files, paths = find_clips(frame[column], folder, name)
+    return ClipSet(name, track, files, paths, _labels(list(frame[label]), track, name))
+
+
+def column_of(frame: pd.DataFrame, names: Sequence[str], what: str, table: str) -> str:
+    """The first of these columns that a table has.
+
+    Raises:
+        DatasetError: it has none.
+    """
+    for name in names:
+        if name in frame.columns:
+            return name
+    there = ", ".join(map(str, frame.columns))
+    raise DatasetError(f"{table}: no column of {what}; one of {', '.join(names)} is needed, there are {there}.")
+
+
+def find_clips(values: Sequence[Any] | pd.Series, folder: Path, name: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+    """The files that a column names, as written and as paths; relative ones are in ``folder`` or its ``audio/``.
+
+    Raises:
+        DatasetError: there are no rows, or files are missing (with their rows).
+    """
+    files = tuple(str(value).strip() for value in values)
+    if not files:
         raise DatasetError(f"{name}: there are no clips in it.")
-    files = [str(value).strip() for value in frame[columns[0]]]
     paths = [_find(folder, file) for file in files]
-    missing = [f"row {place + 1}: {files[place]}" for place, path in enumerate(paths) if path is None]
+    missing = [f"row {row}: {file}" for row, (file, path) in enumerate(zip(files, paths, strict=True), 1) if not path]
     if missing:
-        shown = "\n  ".join(missing[:10]) + (f"\n  ... and {len(missing) - 10} more" if len(missing) > 10 else "")
-        raise DatasetError(f"{name}: {len(missing)} of {len(files)} clips are not in {folder}:\n  {shown}")
-    labels = _labels(list(frame[label]), track, name)
-    return ClipSet(name, track, tuple(files), tuple(paths), labels)
+        raise DatasetError(f"{name}: {len(missing)} of {len(files)} clips are not in {folder}:{listed(missing)}")
+    return files, tuple(path for path in paths if path)
+
+
+def listed(rows: Sequence[str]) -> str:
+    """Rows of a message below each other; of many, the first ones."""
+    more = [f"... and {len(rows) - SHOWN_ROWS} more"] if len(rows) > SHOWN_ROWS else []
+    return "".join(f"\n  {row}" for row in [*rows[:SHOWN_ROWS], *more])
 
 
 def _find(folder: Path, file: str) -> Path | None:
@@ -207,18 +329,32 @@ def _labels(values: Sequence[Any], track: Track, name: str) -> tuple[str, ...]:
 
 
 def _from_hugging_face(dataset: Any, label: str, track: Track) -> ClipSet:
+    names, clips = hugging_face_clips(dataset, label)
+    return ClipSet("dataset", track, names, clips, _labels(words_of(dataset, label), track, "dataset"))
+
+
+def hugging_face_clips(dataset: Any, *further: str) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
+    """Names and undecoded clips of a Hugging Face dataset's ``audio`` column.
+
+    Raises:
+        DatasetError: it lacks that column or one of the ``further`` ones, or rows have no audio.
+    """
     columns = list(getattr(dataset, "column_names", None) or [])
-    for column in ("audio", label):
+    for column in ("audio", *further):
         if column not in columns:
             raise DatasetError(f"the dataset has no column {column!r}; there are {', '.join(columns) or 'none'}.")
     from datasets import Audio
 
     clips = list(dataset.cast_column("audio", Audio(decode=False))["audio"])
     _check_clips(clips)
-    feature = dataset.features[label]
-    values = [_class_name(feature, value) for value in dataset[label]]
-    names = [os.path.basename(str(clip.get("path") or f"row {row}")) for row, clip in enumerate(clips, 1)]
-    return ClipSet("dataset", track, tuple(names), clips, _labels(values, track, "dataset"))
+    names = (os.path.basename(str(clip.get("path") or f"row {row}")) for row, clip in enumerate(clips, 1))
+    return tuple(names), clips
+
+
+def words_of(dataset: Any, column: str) -> list[Any]:
+    """A column of a Hugging Face dataset, class numbers as words."""
+    feature = dataset.features[column]
+    return [_class_name(feature, value) for value in dataset[column]]
 
 
 def _check_clips(clips: Sequence[dict[str, Any] | None]) -> None:

@@ -21,15 +21,21 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class Track:
-    """One attribute of a clip: its name, the answers that are possible, and the sentences that ask for it.
-
-    Source of labels and sentences: the code of AudioLens (github ckyang1124/AudioLens).
-    """
+class Attribute:
+    """What is asked about clips: its name in tables, the word that names it in a prompt, and the possible answers."""
 
     name: str
     attribute: str
     labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Track(Attribute):
+    """One attribute of a clip, and the sentences that ask for it.
+
+    Source of labels and sentences: the code of AudioLens (github ckyang1124/AudioLens).
+    """
+
     question: str
     open: str
     reversed: str

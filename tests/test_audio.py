@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from audio_lens_plugin.audio import AudioError, Clip, as_clip
+from audio_lens_plugin.audio import AudioError, Clip, as_clip, digest_of, seconds_of
 
 RATE = 16000
 
@@ -241,3 +241,44 @@ def test_a_silenced_clip_keeps_its_length() -> None:
 
 def test_a_silenced_clip_is_silent() -> None:
     assert not TWO_SECONDS.silenced().waveform.any()
+
+
+@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+def test_the_duration_is_the_same_through_every_door(tone_file: Path, door: Callable) -> None:
+    assert seconds_of(door(tone_file)) == 0.5
+
+
+def test_the_duration_of_samples_needs_their_rate() -> None:
+    assert seconds_of(np.zeros((2, 4000)), rate=8000) == seconds_of(Clip(tone(), RATE)) == 0.5
+    with pytest.raises(AudioError, match="needs its rate"):
+        seconds_of(np.zeros(4000))
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+def test_the_duration_that_a_header_tells_is_that_of_the_decoded_clip(tmp_path: Path, kind: str) -> None:
+    if kind not in soundfile.available_formats():
+        pytest.skip(f"this libsndfile has no {kind}")
+    soundfile.write(tmp_path / "tone", tone(seconds=1.234), RATE, format=kind)
+    assert seconds_of(tmp_path / "tone") == as_clip(tmp_path / "tone").seconds
+
+
+def test_the_duration_of_a_file_is_told_without_decoding_it(tone_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soundfile, "read", lambda *_, **__: pytest.fail("the file was decoded"))
+    assert seconds_of(tone_file) == seconds_of({"bytes": tone_file.read_bytes()}) == 0.5
+
+
+def test_a_file_that_is_no_audio_has_no_duration(tmp_path: Path) -> None:
+    (tmp_path / "notes.wav").write_text("a transcript, not the recording")
+    soundfile.write(tmp_path / "nothing.wav", np.zeros(0), RATE)
+    for name, message in (("notes", "cannot be read as audio"), ("nothing", "is empty"), ("gone", "no such file")):
+        with pytest.raises(AudioError, match=rf"{name}\.wav: .*{message}"):
+            seconds_of(tmp_path / f"{name}.wav")
+
+
+def test_a_file_and_its_bytes_have_one_digest(tone_file: Path) -> None:
+    assert digest_of(tone_file) == digest_of(str(tone_file)) == digest_of({"bytes": tone_file.read_bytes()})
+
+
+def test_other_samples_have_another_digest() -> None:
+    rows = [{"array": tone(hz), "sampling_rate": RATE} for hz in (440.0, 441.0)]
+    assert digest_of(rows[0]) != digest_of(rows[1])

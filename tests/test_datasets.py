@@ -12,7 +12,16 @@ import pytest
 import soundfile
 
 from audio_lens_plugin.audio import AudioError
-from audio_lens_plugin.datasets import ClipSet, DatasetError, sakura, table, toy_clips
+from audio_lens_plugin.datasets import (
+    ClipSet,
+    DatasetError,
+    sakura,
+    sakura_tracks,
+    speaker_of,
+    table,
+    toy_clips,
+    toy_tracks,
+)
 from audio_lens_plugin.loading import toys
 from audio_lens_plugin.tracks import TRACKS, PromptForm, Track
 
@@ -91,6 +100,7 @@ def test_a_track_without_metadata_is_refused(tmp_path: Path) -> None:
 
 WRITERS = {
     "csv": lambda frame, path: frame.to_csv(path, index=False),
+    "json": lambda frame, path: frame.to_json(path, orient="records"),
     "tsv": lambda frame, path: frame.to_csv(path, index=False, sep="\t"),
     "jsonl": lambda frame, path: frame.to_json(path, orient="records", lines=True),
     "parquet": lambda frame, path: frame.to_parquet(path),
@@ -148,7 +158,7 @@ def test_a_table_that_lacks_something_is_refused_with_what_there_is(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("clips.xlsx", "", "a table of clips is one of .csv, .tsv, .jsonl, .parquet"),
+        ("clips.xlsx", "", "a table of clips is one of .csv, .tsv, .json, .jsonl, .parquet"),
         ("clips.csv", "", "cannot be read as csv: "),
         ("clips.jsonl", "{", "cannot be read as jsonl: "),
         ("clips.parquet", "not parquet", "cannot be read as parquet: "),
@@ -273,3 +283,77 @@ def test_a_clip_that_a_dataset_lacks_is_told_with_its_row(
 def test_a_dataset_without_an_audio_column_is_refused_with_its_columns(hugging_face: Callable) -> None:
     dataset = hugging_face(["male", "female"], audio="speech")
     assert "no column 'audio'; there are speech, who" in refusal(table, dataset, "who", "Gender")
+
+
+def test_the_duration_of_every_clip_is_told(frame: pd.DataFrame) -> None:
+    soundfile.write(frame["file"][1], np.zeros(3000), 16000)
+    assert table(frame, "who", "Gender").seconds() == (4000 / 8000, 3000 / 16000)
+
+
+SPEAKERS = {
+    "1019_TSI_SAD_XX.wav": "speaker 1019",
+    "audio/1019_IEO_HAP_HI.flac": "speaker 1019",
+    "dia113_utt8.wav": "dialogue 113",
+    "en_test_0_common_voice_en_18303530.wav": None,
+    "cat48.wav": None,
+    "1019.wav": None,
+}
+
+
+@pytest.mark.parametrize("name", SPEAKERS)
+def test_a_speaker_is_known_where_the_file_name_tells(name: str) -> None:
+    assert speaker_of(name) == SPEAKERS[name]
+
+
+def test_clips_are_grouped_by_speaker_and_else_stand_alone(tmp_path: Path) -> None:
+    files = ("1019_TSI_SAD_XX.wav", "1019_DFA_HAP_LO.wav", "dia1_utt1.wav", "dia1_utt2.wav", "dia10_utt1.wav", "x.wav")
+    write_clips(tmp_path, *files)
+    rows = "".join(f"{file},male\n" for file in files)
+    (tmp_path / "clips.csv").write_text(f"file,who\n{rows}")
+    speaker, dialogue = ["speaker 1019"] * 2, ["dialogue 1"] * 2
+    groups = table(tmp_path / "clips.csv", "who", "Gender").groups()
+    assert list(groups) == [*speaker, *dialogue, "dialogue 10", "x.wav"]
+
+
+def test_a_copy_elsewhere_has_the_same_digest(tmp_path: Path) -> None:
+    text = "file,attribute_label\na.wav,male\nb.wav,female\n"
+    here, there = (write_sakura(tmp_path / place / "Gender", text) for place in ("here", "there"))
+    assert sakura(here).digest() == sakura(there).digest()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a.wav,male\nb.wav,male\n", "b.wav,female\na.wav,male\n", "a.wav,male\n"],
+    ids=["another label", "another order", "a clip less"],
+)
+def test_other_rows_have_another_digest(tmp_path: Path, text: str) -> None:
+    first = write_sakura(tmp_path / "1" / "Gender", "file,attribute_label\na.wav,male\nb.wav,female\n")
+    other = write_sakura(tmp_path / "2" / "Gender", f"file,attribute_label\n{text}")
+    assert sakura(first).digest() != sakura(other).digest()
+
+
+def test_another_recording_of_the_same_name_has_another_digest(frame: pd.DataFrame) -> None:
+    clips = table(frame, "who", "Gender")
+    before = clips.digest()
+    soundfile.write(frame["file"][1], np.full(4000, 0.7), 8000, subtype="FLOAT")
+    assert clips.digest() != before
+
+
+def test_the_forms_of_clips_are_the_papers(frame: pd.DataFrame) -> None:
+    assert table(frame, "who", "Gender").forms == tuple(str(form) for form in PromptForm.all())
+
+
+def test_a_toys_tracks_are_all_four() -> None:
+    sizes = {track: len(clips) for track, clips in toy_tracks("toy/qwen2-audio").items()}
+    assert sizes == {track: len(toy_clips("toy/qwen2-audio", track)) for track in TRACKS}
+
+
+@pytest.mark.parametrize("place", ["", "data"], ids=["the folder of the tracks", "SAKURA"])
+def test_the_tracks_that_are_there_are_read(tmp_path: Path, place: str) -> None:
+    write_sakura(tmp_path / place / "Gender", "file,attribute_label\na.wav,male\n")
+    assert {track: len(clips) for track, clips in sakura_tracks(tmp_path).items()} == {"Gender": 1}
+
+
+def test_a_folder_without_any_track_is_refused_with_those_that_are_looked_for(tmp_path: Path) -> None:
+    message = f"{tmp_path}: no SAKURA track is in it or in its data/; there is none of Animal, Emotion, Gender, Lang"
+    assert message in refusal(sakura_tracks, tmp_path)

@@ -35,6 +35,7 @@ FLOORS = [
     ["recipes.*"],
     ["recipes.enhancement"],
     ["datasets"],
+    ["questions"],
     ["report"],
     ["causal_sections"],
     ["paper", "paper.design"],
