@@ -1,4 +1,4 @@
-"""``audio-lens paper``, ``merge`` and ``compare``: the whole paper for a model, from many machines, beside other models."""
+"""``audio-lens paper``, ``merge`` and ``compare``: the whole paper for a model, in shares, and beside other models."""
 
 from __future__ import annotations
 
@@ -15,22 +15,17 @@ from audio_lens_plugin.run_cli import BatchSize, Dtype, Model, Truncate, errors
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from audio_lens_plugin.paper.design import Clips
+    from audio_lens_plugin.datasets import ClipSet
 
 console = Console()
 
 Sakura = Annotated[Path | None, typer.Option("--sakura", help="SAKURA as published: the folder that holds its tracks.")]
-QuestionFile = Annotated[
-    Path | None,
-    typer.Option("--questions", help="Any table of clip, question, options, answer (json, jsonl, csv, tsv, parquet)."),
-]
 
 
 def paper(
     out: Annotated[Path, typer.Option(help="Folder of the run; what is finished there is not run again.")],
     model: Model,
     sakura: Sakura = None,
-    questions: QuestionFile = None,
     batch_size: BatchSize = 8,
     dtype: Dtype = None,
     device: Annotated[
@@ -48,7 +43,7 @@ def paper(
     from audio_lens_plugin.paper.forecast import forecast
     from audio_lens_plugin.paper.run import run_paper
 
-    data, share = _data(model, sakura, questions), _share(shard)
+    data, share = _data(model, sakura), _share(shard)
     settings = Settings(batch_size=batch_size, seed=seed, truncate=truncate)
     devices = [name.strip() for name in device.split(",")] if device else []
     if dry_run:
@@ -68,18 +63,13 @@ def paper(
 def merge(
     runs: Annotated[list[Path], typer.Argument(help="The folder of the shards, or their folders; the first gets all.")],
     sakura: Sakura = None,
-    questions: QuestionFile = None,
 ) -> None:
     """Tables, figures and report of finished shards. Name the clips again to hear them in the report."""
     from audio_lens_plugin.paper.folder import RunFolder
     from audio_lens_plugin.paper.run import merge as merge_runs
 
     model = RunFolder.open(runs[0]).identity.model
-    clips = (
-        None
-        if sakura is None and questions is None and not model.startswith("toy/")
-        else _data(model, sakura, questions)
-    )
+    clips = None if sakura is None and not model.startswith("toy/") else _data(model, sakura)
     print(merge_runs(runs, clips))
 
 
@@ -93,21 +83,15 @@ def compare(
     print(compare_runs(runs, out))
 
 
-def _data(model: str, sakura: Path | None, questions: Path | None) -> dict[str, Clips]:
+def _data(model: str, sakura: Path | None) -> dict[str, ClipSet]:
     from audio_lens_plugin.datasets import DatasetError, sakura_tracks, toy_tracks
     from audio_lens_plugin.loading import toys
-    from audio_lens_plugin.questions import question_sets, sakura_question_sets
 
-    found: dict[str, Clips] = {}
     if sakura is not None:
-        found |= sakura_tracks(sakura) | sakura_question_sets(sakura)
-    if questions is not None:
-        found |= question_sets(questions)
-    if not found and model in toys():
-        found |= toy_tracks(model)
-    if not found:
-        raise DatasetError("name the clips: --sakura FOLDER or --questions FILE (toys bring their own).")
-    return found
+        return sakura_tracks(sakura)
+    if model in toys():
+        return toy_tracks(model)
+    raise DatasetError("name the clips: --sakura FOLDER (toys bring their own).")
 
 
 def _share(text: str | None) -> tuple[int, int] | None:

@@ -20,6 +20,7 @@ import soundfile
 
 from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.prompts import Sample
+from audio_lens_plugin.recipes.figure_style import save_figure
 from audio_lens_plugin.recipes.logit_lens import LensResult
 from audio_lens_plugin.recipes.scores import CellResult
 
@@ -38,7 +39,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """One statement of a report and what carries it."""
+    """One statement of a report and what carries it.
+
+    Attributes:
+        verdict: what became of the statement, as a badge; none if empty.
+    """
 
     title: str
     text: tuple[str, ...] = ()
@@ -46,6 +51,7 @@ class Section:
     figures: tuple[Picture, ...] = ()
     listing: str = ""
     caveat: str = ""
+    verdict: str = ""
 
 
 def write_report(path: str | os.PathLike[str], title: str, subtitle: str, sections: Sequence[Section]) -> Path:
@@ -61,7 +67,7 @@ def write_report(path: str | os.PathLike[str], title: str, subtitle: str, sectio
 def picture(figure: Any, alt: str, caption: str, clip: Clip | None = None) -> Picture:
     """A matplotlib figure as a `Picture`; the figure is closed."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg")
+    save_figure(figure, buffer, "svg")
     plt.close(figure)
     return Picture(_data_uri(buffer.getvalue(), "image/svg+xml"), alt, caption, None if clip is None else _sound(clip))
 
@@ -69,6 +75,24 @@ def picture(figure: Any, alt: str, caption: str, clip: Clip | None = None) -> Pi
 def html_table(frame: pd.DataFrame) -> str:
     """A data frame as an HTML table, numbers with three decimals."""
     return frame.to_html(index=False, border=0, float_format="{:.3f}".format, na_rep="–")
+
+
+def folded_table(frame: pd.DataFrame) -> str:
+    """A long table, folded until it is asked for; on paper it is open."""
+    return f"<details><summary>Table, {len(frame)} rows</summary>{html_table(frame)}</details>"
+
+
+def with_intervals(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """For people: numbers with their intervals in one column each, from ``low`` and ``high`` or ``<column>_low`` ..."""
+    shown = frame.copy()
+    for column in columns:
+        ends = [f"{column}_low", f"{column}_high"] if f"{column}_low" in frame else ["low", "high"]
+        numbers = zip(frame[column], *(frame[end] for end in ends), strict=True)
+        shown[column] = [
+            "–" if pd.isna(value) else f"{value:.2f} ({low:.2f} to {high:.2f})" for value, low, high in numbers
+        ]
+        shown = shown.drop(columns=ends)
+    return shown
 
 
 def subtitle_of(result: LensResult | CellResult) -> str:
@@ -102,9 +126,18 @@ def lens_section(result: LensResult, title: str, examples: Sequence[tuple[int, C
             "clips. Right: probability of the true label, over clips answered rightly and wrongly.",
         )
     ]
+    figures += example_pictures(result, examples)
+    few = len(result.samples) < 50
+    caveat = f"{len(result.samples)} clips are few: read the intervals, not the lines." if few else ""
+    return Section(title, text, html_table(_score_table(score)), tuple(figures), caveat=caveat)
+
+
+def example_pictures(result: LensResult, examples: Sequence[tuple[int, Clip | None]]) -> list[Picture]:
+    """Single clips as heatmaps, layers by positions, with their sound where it is there."""
+    pictures = []
     for index, clip in examples:
         sample = result.samples.iloc[index]
-        figures.append(
+        pictures.append(
             picture(
                 result.plot_sample(index),
                 alt=f"{sample['sample']}: probability of {sample['truth']} by layer and position",
@@ -113,9 +146,7 @@ def lens_section(result: LensResult, title: str, examples: Sequence[tuple[int, C
                 clip=clip,
             )
         )
-    few = len(result.samples) < 50
-    caveat = f"{len(result.samples)} clips are few: read the intervals, not the lines." if few else ""
-    return Section(title, text, html_table(_score_table(score)), tuple(figures), caveat=caveat)
+    return pictures
 
 
 def right_and_wrong(result: LensResult, samples: Sequence[Sample]) -> list[tuple[int, Clip | None]]:

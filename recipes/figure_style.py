@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import IO, Literal
+
 import pandas as pd
 from jaxtyping import Shaped
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy import ndarray
 
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d6a9f", "#c17817", "#2f9c95")
 QUIET = "#5b616a"
 HEAT = "magma"
+DPI = 160
 
 
 def colour_of(index: int) -> str:
@@ -38,3 +43,9 @@ def heat(
 def open_frame(axes: Axes) -> None:
     """No lines above and to the right."""
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def save_figure(figure: Figure, file: IO[bytes], kind: Literal["svg", "png"]) -> None:
+    """Write a figure so that equal figures are equal files: without a date, and with ids that do not change."""
+    with rc_context({"svg.hashsalt": "audio-lens"}):
+        figure.savefig(file, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)

@@ -13,11 +13,10 @@ from audio_lens_plugin.paper import figures
 from audio_lens_plugin.paper.design import CLIP
 from audio_lens_plugin.paper.figures import Drawn
 from audio_lens_plugin.paper.findings import judge
-from audio_lens_plugin.paper.folder import RunFolder, write_whole
+from audio_lens_plugin.paper.folder import RunFolder, write_figure, write_table, write_whole
 from audio_lens_plugin.paper.tables import TABLES, correlations
-from audio_lens_plugin.recipes.figure_style import save_figure
 from audio_lens_plugin.recipes.lens_figures import models_side_by_side
-from audio_lens_plugin.report import Section, folded_table, html_table, picture, with_intervals, write_report
+from audio_lens_plugin.report import Picture, Section, folded_table, html_table, picture, with_intervals, write_report
 from audio_lens_plugin.results import ResultError
 
 
@@ -46,11 +45,10 @@ def compare(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str])
     critical = tables["critical_layers"]
     tables["correlation"] = correlations(critical[critical["track"].isin(list(forms))], of=("model", "track", "form"))
     for name, table in tables.items():
-        write_whole(out / "tables" / f"{name}.parquet", lambda file, table=table: table.to_parquet(file, index=False))
+        write_table(out / "tables", name, table)
     pictures = {}
     for name, drawn in _draw(tables, forms):
-        for kind in ("svg", "png"):
-            write_whole(out / "figures" / f"{name}.{kind}", lambda file, drawn=drawn: save_figure(drawn.figure, file))
+        write_figure(out / "figures", name, drawn.figure)
         pictures[name] = picture(drawn.figure, alt=drawn.alt, caption=drawn.caption)
     same_data = len({run.identity.data for run in opened}) == 1
     sections = _sections(every, tables, pictures, forms, same_data)
@@ -71,10 +69,9 @@ def _names(runs: Sequence[RunFolder]) -> list[str]:
 
 def _common_forms(runs: Sequence[RunFolder]) -> dict[str, str]:
     forms: dict[str, str] = {}
+    others = [{subject.name for subject in run.identity.subjects} for run in runs[1:]]
     for subject in runs[0].identity.subjects:
-        if subject.causal is not None and all(
-            subject.name in {one.name for one in run.identity.subjects} for run in runs
-        ):
+        if all(subject.name in names for names in others):
             forms[subject.name] = subject.causal
     if not forms:
         raise ResultError("the runs have no track in common.")
@@ -106,15 +103,16 @@ def _information(table: pd.DataFrame, critical: pd.DataFrame, forms: Mapping[str
         chosen = (
             (table["track"] == track) & (table["form"] == form) & (table["control"] == CLIP) & (table["span"] == "last")
         )
-        for model, part in table[chosen].groupby("model", sort=False):
+        for model in dict.fromkeys(table.loc[chosen, "model"]):
+            part = table[chosen & (table["model"] == model)]
             line = critical[
                 (critical["model"] == model) & (critical["track"] == track) & (critical["form"] == form)
             ].iloc[0]
             depth = {"depth": part["layer"] / part["layer"].max(), "critical": line["layer"] / line["layers"]}
             parts.append(part.assign(**depth))
     scores = pd.concat(parts, ignore_index=True)
-    best = scores.groupby(["track", "model"], sort=False)["score"].max()
-    said = "; ".join(f"{track}, {model}: {value:.2f}" for (track, model), value in best.items())
+    best = scores.assign(of=scores["track"] + ", " + scores["model"]).groupby("of", sort=False)["score"].max()
+    said = "; ".join(f"{name}: {value:.2f}" for name, value in best.items())
     return Drawn(
         models_side_by_side(scores),
         f"Information score at the last position by depth, one panel per track. Highest: {said}.",
@@ -125,7 +123,7 @@ def _information(table: pd.DataFrame, critical: pd.DataFrame, forms: Mapping[str
 def _sections(
     every: Mapping[str, Mapping[str, pd.DataFrame]],
     tables: Mapping[str, pd.DataFrame],
-    pictures: Mapping[str, object],
+    pictures: Mapping[str, Picture],
     forms: Mapping[str, str],
     same_data: bool,
 ) -> list[Section]:

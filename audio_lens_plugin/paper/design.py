@@ -5,11 +5,11 @@ them, in whatever order, on however many machines; that is why a run that was ki
 numbers as one that was not.
 
     experiment    prompt forms            controls                      what it gives
-    lens          all of the subject's    clip, silence, no-audio       logit lens at all layers
-    free          all of the subject's    clip, silence                 what the model says when nobody restricts it
+    lens          all                     clip, silence, no-audio       logit lens at all layers
+    free          all                     clip, silence                 what the model says when nobody restricts it
     knockout      one                     clip                          who must read whom, in which layers
     patching      one                     clip                          which states bring the clip back into silence
-    enhancement   one                     clip                          every source and target layer of the paper's edit
+    enhancement   one                     clip                          each source and target layer of the paper's edit
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from dataclasses import dataclass
 from itertools import product
 from math import ceil
 from pathlib import Path
-from typing import TypedDict
 from urllib.parse import quote
 
 from audio_lens_plugin.datasets import ClipSet
 from audio_lens_plugin.prompts import Sample
-from audio_lens_plugin.questions import QuestionSet
 from audio_lens_plugin.tracks import PromptForm
 
 CLIP, SILENCE, NO_AUDIO = "clip", "silence", "no-audio"
@@ -32,15 +30,6 @@ CONTROLS = (CLIP, SILENCE, NO_AUDIO)
 LENS, FREE, KNOCKOUT, PATCHING, ENHANCEMENT = "lens", "free", "knockout", "patching", "enhancement"
 EXPERIMENTS = (LENS, FREE, KNOCKOUT, PATCHING, ENHANCEMENT)
 CAUSAL_FORM = "reversed+is+question"
-Clips = ClipSet | QuestionSet
-
-
-class Forms(TypedDict):
-    """The prompt forms of a subject."""
-
-    lens: tuple[str, ...]
-    free: tuple[str, ...]
-    causal: str | None
 
 
 @dataclass(frozen=True)
@@ -72,25 +61,23 @@ class Subject:
         name: of the track.
         labels: the possible answers.
         clips: how many there are.
-        lens: prompt forms that the lens reads.
-        free: prompt forms that are answered freely.
-        causal: the prompt form of the causal experiments; None leaves them out.
+        forms: the prompt forms of the lens and of free answers.
+        causal: the prompt form of the causal experiments.
     """
 
     name: str
     labels: tuple[str, ...]
     clips: int
-    lens: tuple[str, ...]
-    free: tuple[str, ...]
-    causal: str | None
+    forms: tuple[str, ...]
+    causal: str
 
     def asked(self, experiment: str) -> list[tuple[str, str]]:
         """The prompt forms and controls of an experiment."""
         if experiment == LENS:
-            return list(product(self.lens, CONTROLS))
+            return list(product(self.forms, CONTROLS))
         if experiment == FREE:
-            return list(product(self.free, (CLIP, SILENCE)))
-        return [] if self.causal is None else [(self.causal, CLIP)]
+            return list(product(self.forms, (CLIP, SILENCE)))
+        return [(self.causal, CLIP)]
 
 
 @dataclass(frozen=True)
@@ -109,21 +96,10 @@ class Unit:
         return Path(self.experiment, quote(self.track, safe=" ()"), self.form, self.control, f"{self.batch:04}")
 
 
-def subjects_of(data: Mapping[str, Clips]) -> list[Subject]:
-    """The paper's forms for tracks; for multiple-choice questions their letters, and their words as published.
-
-    The causal experiments run on tracks; on questions where there are no tracks.
-    """
-    questions_alone = all(isinstance(clips, QuestionSet) for clips in data.values())
-    paper = tuple(str(form) for form in PromptForm.all() if form.audio)
-    subjects = []
-    for name, clips in data.items():
-        if isinstance(clips, QuestionSet):
-            forms: Forms = {"lens": ("letters",), "free": ("asked",), "causal": "letters" if questions_alone else None}
-        else:
-            forms = {"lens": paper, "free": paper, "causal": CAUSAL_FORM}
-        subjects.append(Subject(name=name, labels=clips.track.labels, clips=len(clips), **forms))
-    return subjects
+def subjects_of(data: Mapping[str, ClipSet]) -> list[Subject]:
+    """Every track in the paper's prompt forms."""
+    forms = tuple(str(form) for form in PromptForm.all() if form.audio)
+    return [Subject(name, clips.track.labels, len(clips), forms, CAUSAL_FORM) for name, clips in data.items()]
 
 
 def units(subjects: Sequence[Subject], batch_size: int) -> list[Unit]:
@@ -137,7 +113,7 @@ def units(subjects: Sequence[Subject], batch_size: int) -> list[Unit]:
     ]
 
 
-def by_length(clips: Clips) -> list[int]:
+def by_length(clips: ClipSet) -> list[int]:
     """Indices of the clips, the longest first: what does not fit into memory is told at once.
 
     Clips of a batch are then nearly as long as each other, so that little of it is padding.
@@ -146,7 +122,7 @@ def by_length(clips: Clips) -> list[int]:
     return sorted(range(len(clips)), key=lambda index: (-seconds[index], clips.names[index]))
 
 
-def samples_of(clips: Clips, form: str, control: str, indices: Sequence[int]) -> list[Sample]:
+def samples_of(clips: ClipSet, form: str, control: str, indices: Sequence[int]) -> list[Sample]:
     """Some of the clips, asked in a form under a control."""
     asked = clips.samples(f"{form}+{NO_AUDIO}" if control == NO_AUDIO else form)
     chosen = [asked[index] for index in indices]

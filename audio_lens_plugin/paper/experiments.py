@@ -44,7 +44,7 @@ class Task:
 
 def _lens(task: Task) -> LensResult:
     # What stands at audio positions does not depend on the words after them: they are read in one form alone.
-    first = (task.unit.form, task.unit.control) == (task.subject.lens[0], CLIP)
+    first = (task.unit.form, task.unit.control) == (task.subject.forms[0], CLIP)
     spans = [span for span in ("attribute", "question", *(["audio"] if first else [])) if task.has(span)]
     return logit_lens(task.lalm, task.samples, task.subject.labels, ["last", *spans], **task.common)
 

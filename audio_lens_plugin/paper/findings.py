@@ -1,4 +1,4 @@
-"""What the paper says, and whether it holds here: each finding is judged by the tables of a run, by a rule told in words.
+"""What the paper says, and whether it holds here: each finding is judged by a run's tables, by a rule told in words.
 
 A verdict is about one model and its clips. ``cannot be told`` means that intervals or tests leave it open.
 """
@@ -32,6 +32,7 @@ class Judgement:
     """One claim of the paper and what became of it.
 
     Attributes:
+        name: a few words.
         claim: in the paper's sense.
         verdict: ``held``, ``did not hold``, or ``cannot be told``.
         measured: the numbers it was judged by.
@@ -39,6 +40,7 @@ class Judgement:
         paper: the paper's own number, or that it is not public.
     """
 
+    name: str
     claim: str
     verdict: Verdict
     measured: str
@@ -68,6 +70,7 @@ def _rises(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Judg
         return _above(last["low"], first["high"], last["high"], first["low"]), said
 
     return Judgement(
+        "Right answers grow",
         "For clips that are answered rightly, information about the attribute rises with depth.",
         *_over_tracks(tables, forms, "success", of_track),
         "p(true label) at the last position: the interval at the last layer lies above that after the first block.",
@@ -84,10 +87,11 @@ def _falls(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Judg
         return HELD if peak["low"] > last["high"] else OPEN, said
 
     return Judgement(
+        "Wrong answers were closer",
         "For clips that are answered wrongly, it peaks on the way and falls towards the end.",
         *_over_tracks(tables, forms, "failure", of_track),
-        "p(true label) at the last position: the interval at the peak lies above that at the last layer; it did not fall "
-        "where the peak is the last layer. The peak is the highest of many layers, which flatters it.",
+        "p(true label) at the last position: the interval at the peak lies above that at the last layer; it did not "
+        "fall where the peak is the last layer. The peak is the highest of many layers, which flatters it.",
         "Curves are drawn in the paper; their numbers are not public.",
     )
 
@@ -102,6 +106,7 @@ def _correlates(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) ->
     if sure:
         verdict = HELD if line["value"] < 0 else NOT
     return Judgement(
+        "The earlier, the better",
         "The earlier a model resolves the attribute, the better it answers: critical layer and accuracy correlate "
         "negatively.",
         verdict,
@@ -121,6 +126,7 @@ def _little(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Jud
             verdict = _above(LITTLE, line["high"], LITTLE, line["low"])
             found[track] = (verdict, f"{line['share']:.2f} ({line['low']:.2f} to {line['high']:.2f})")
     return Judgement(
+        "Words hold little",
         "Positions of the text that name the attribute hold little of it.",
         *_together(found, "share of the information at the last position"),
         f"information at the word that names the attribute, above chance and summed over layers, is less than "
@@ -138,6 +144,7 @@ def _reads_audio(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -
         said = f"{worst['probability']:+.2f} of p(truth), {worst['queries']} around layer {worst['layer']:.0f}"
         found[track] = (HELD if sure else OPEN, said)
     return Judgement(
+        "The audio is read",
         "Instead, the model reads the audio positions.",
         *_together(found, "largest loss where a position cannot read the audio"),
         f"some window of layers in which a position cannot read the audio costs p(truth), with p < {SIGNIFICANT} of "
@@ -150,9 +157,10 @@ def _enhances(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> J
     found = {}
     for _, line in tables["enhancement"].iterrows():
         sure = line["gain_low"] > 0 and line["p_of_all"] < SIGNIFICANT
-        verdict: Verdict = HELD if sure else NOT if line["gain_high"] <= 0 else OPEN
+        verdict: Verdict = HELD if sure else NOT if line["gain_high"] < 0 else OPEN
         found[line["track"]] = (verdict, f"{line['gain']:+.3f} ({line['gain_low']:+.3f} to {line['gain_high']:+.3f})")
     return Judgement(
+        "Enhancement helps",
         "Adding an early, attribute-rich layer to a later one makes the model answer better, without training.",
         *_together(found, "gain in accuracy on held-out clips"),
         "the interval of the gain on held-out clips lies above 0, and McNemar's test, corrected for all tracks, gives "

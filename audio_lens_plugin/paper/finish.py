@@ -8,18 +8,18 @@ from pathlib import Path
 import pandas as pd
 
 from audio_lens_plugin.audio import as_clip
+from audio_lens_plugin.datasets import ClipSet
 from audio_lens_plugin.paper import figures
-from audio_lens_plugin.paper.design import CLIP, LENS, Clips
+from audio_lens_plugin.paper.design import CLIP, LENS
 from audio_lens_plugin.paper.figures import Drawn
-from audio_lens_plugin.paper.folder import RunFolder, write_whole
+from audio_lens_plugin.paper.folder import RunFolder, write_figure, write_table, write_whole
 from audio_lens_plugin.paper.sections import about_section, examples_section, sections_of
 from audio_lens_plugin.paper.tables import run_tables
-from audio_lens_plugin.recipes.figure_style import save_figure
 from audio_lens_plugin.recipes.logit_lens import LensResult
 from audio_lens_plugin.report import Section, picture, write_report
 
 
-def finish(run: RunFolder, data: Mapping[str, Clips]) -> Path:
+def finish(run: RunFolder, data: Mapping[str, ClipSet]) -> Path:
     """Write ``tables/``, ``figures/`` and ``report.html`` of a whole run; returns the path of the report.
 
     Args:
@@ -30,16 +30,11 @@ def finish(run: RunFolder, data: Mapping[str, Clips]) -> Path:
     """
     tables = run_tables(run)
     for name, table in tables.items():
-        write_whole(
-            run.path / "tables" / f"{name}.parquet", lambda file, table=table: table.to_parquet(file, index=False)
-        )
-    forms = {subject.name: subject.causal for subject in run.identity.subjects if subject.causal is not None}
+        write_table(run.path / "tables", name, table)
+    forms = {subject.name: subject.causal for subject in run.identity.subjects}
     pictures = {}
     for name, drawn in draw(tables, forms):
-        for kind in ("svg", "png"):
-            write_whole(
-                run.path / "figures" / f"{name}.{kind}", lambda file, drawn=drawn: save_figure(drawn.figure, file)
-            )
+        write_figure(run.path / "figures", name, drawn.figure)
         pictures[name] = picture(drawn.figure, alt=drawn.alt, caption=drawn.caption)
     sections = sections_of(run.identity, tables, pictures, forms)
     sections += [_examples(run, track, data.get(track)) for track in forms]
@@ -79,10 +74,10 @@ def _shown(table: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFrame:
     return table[table["track"].isin(list(forms))]
 
 
-def _examples(run: RunFolder, track: str, clips: Clips | None) -> Section:
+def _examples(run: RunFolder, track: str, clips: ClipSet | None) -> Section:
     """The first clip that is answered rightly and the first that is not, in the form whose audio was read."""
     (subject,) = (subject for subject in run.identity.subjects if subject.name == track)
-    result: LensResult = run.result(LENS, track, subject.lens[0], CLIP)
+    result: LensResult = run.result(LENS, track, subject.forms[0], CLIP)
     right = (result.samples["truth"] == result.samples["answer"]).tolist()
     places = [right.index(outcome) for outcome in (True, False) if outcome in right]
     indices = run.clips_of(track)["index"].tolist()

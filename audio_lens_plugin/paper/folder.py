@@ -19,13 +19,16 @@ from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.paper.design import Settings, Subject, Unit, units
 from audio_lens_plugin.paper.experiments import KINDS
 from audio_lens_plugin.recipes.engine import Part
+from audio_lens_plugin.recipes.figure_style import save_figure
 from audio_lens_plugin.results import ResultError, package_versions
 
 RUN = "run.json"
@@ -215,3 +218,19 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
     write(unfinished)
     unfinished.replace(path)
     return path
+
+
+def write_table(folder: Path, name: str, table: pd.DataFrame) -> Path:
+    """A table as parquet, whole or not at all."""
+    return write_whole(folder / f"{name}.parquet", lambda file: table.to_parquet(file, index=False))
+
+
+def write_figure(folder: Path, name: str, figure: Figure) -> None:
+    """A figure as SVG and PNG, whole or not at all."""
+
+    def save(file: Path) -> None:
+        with file.open("wb") as opened:
+            save_figure(figure, opened, "svg" if file.suffix == ".svg" else "png")
+
+    for kind in ("svg", "png"):
+        write_whole(folder / f"{quote(name, safe=' ()')}.{kind}", save)

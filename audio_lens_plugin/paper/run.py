@@ -25,10 +25,11 @@ import pandas as pd
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from audio_lens_plugin.datasets import ClipSet
 from audio_lens_plugin.labels import form_after
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.loading import load, toys
-from audio_lens_plugin.paper.design import CLIP, Clips, Settings, Unit, by_length, samples_of, subjects_of
+from audio_lens_plugin.paper.design import CLIP, Settings, Unit, by_length, samples_of, subjects_of
 from audio_lens_plugin.paper.experiments import KINDS, Task
 from audio_lens_plugin.paper.finish import finish
 from audio_lens_plugin.paper.folder import Identity, RunFolder
@@ -39,7 +40,7 @@ LOOK_EVERY = 0.5  # seconds
 
 def run_paper(
     model: str,
-    data: Mapping[str, Clips],
+    data: Mapping[str, ClipSet],
     out: str | os.PathLike[str],
     *,
     settings: Settings | None = None,
@@ -81,7 +82,7 @@ def run_paper(
     return run.path if shard else finish(run, data)
 
 
-def begin(lalm: LALM, data: Mapping[str, Clips], out: Path, settings: Settings) -> RunFolder:
+def begin(lalm: LALM, data: Mapping[str, ClipSet], out: Path, settings: Settings) -> RunFolder:
     """The folder of a run of this model, new or gone on with.
 
     Raises:
@@ -90,7 +91,7 @@ def begin(lalm: LALM, data: Mapping[str, Clips], out: Path, settings: Settings) 
     """
     subjects = subjects_of(data)
     for subject in subjects:
-        for form in subject.lens:
+        for form in subject.forms:
             opened = samples_of(data[subject.name], form, CLIP, [0])[0].prompt.answer
             lalm.labels(subject.labels, form_after([opened])).check_first()
     digest = sha256("".join(clips.digest() for clips in data.values()).encode()).hexdigest()[:16]
@@ -98,7 +99,7 @@ def begin(lalm: LALM, data: Mapping[str, Clips], out: Path, settings: Settings) 
     return RunFolder.begin(out, identity, _clip_table(data))
 
 
-def run_unit(lalm: LALM, run: RunFolder, data: Mapping[str, Clips], unit: Unit) -> Any:
+def run_unit(lalm: LALM, run: RunFolder, data: Mapping[str, ClipSet], unit: Unit) -> Any:
     """Compute one unit and leave it among the run's parts; returns its result."""
     clips, settings = data[unit.track], run.identity.settings
     (subject,) = (subject for subject in run.identity.subjects if subject.name == unit.track)
@@ -111,7 +112,7 @@ def run_unit(lalm: LALM, run: RunFolder, data: Mapping[str, Clips], unit: Unit) 
     return result
 
 
-def merge(runs: Sequence[str | os.PathLike[str]], data: Mapping[str, Clips] | None = None) -> Path:
+def merge(runs: Sequence[str | os.PathLike[str]], data: Mapping[str, ClipSet] | None = None) -> Path:
     """Tables, figures and report of shards that ran in one folder, or in several; returns the path of the report.
 
     Args:
@@ -136,7 +137,7 @@ def load_for_run(model: str, dtype: torch.dtype | str | None, device: str | None
 
 def _share(
     model: str,
-    data: Mapping[str, Clips],
+    data: Mapping[str, ClipSet],
     out: Path,
     settings: Settings,
     dtype: torch.dtype | str | None,
@@ -159,7 +160,7 @@ def _share(
 
 def _on_devices(
     model: str,
-    data: Mapping[str, Clips],
+    data: Mapping[str, ClipSet],
     out: Path,
     settings: Settings,
     dtype: torch.dtype | str | None,
@@ -186,7 +187,7 @@ def _on_devices(
     return runs[0]
 
 
-def _clip_table(data: Mapping[str, Clips]) -> pd.DataFrame:
+def _clip_table(data: Mapping[str, ClipSet]) -> pd.DataFrame:
     """The clips in the order of their batches; ``index`` is the place in the data set."""
     tables = []
     for track, clips in data.items():

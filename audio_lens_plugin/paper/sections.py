@@ -60,7 +60,6 @@ def examples_section(result: LensResult, track: str, examples: Sequence[tuple[in
         + (
             " The clips themselves were not there when this page was made, so they cannot be played." if unheard else ""
         ),
-        group="Clips",
     )
 
 
@@ -93,7 +92,6 @@ def about_section(identity: Identity, clips: pd.DataFrame) -> Section:
         ),
         table=html_table(table),
         caveat="run.json beside this page holds all of it; tables/ holds every number, figures/ every picture.",
-        group="About",
     )
 
 
@@ -109,17 +107,19 @@ def _overview(judgements: Sequence[Judgement], tables: Tables) -> Section:
         ),
         table=html_table(table),
         caveat=_few(tables["accuracy"]["samples"].max()),
-        group="Overview",
     )
 
 
 def _finding(judgement: Judgement) -> Section:
     return Section(
-        judgement.claim,
-        (f"{judgement.measured[:1].upper()}{judgement.measured[1:]}.", f"The paper: {judgement.paper}"),
+        judgement.name,
+        (
+            judgement.claim,
+            f"{judgement.measured[:1].upper()}{judgement.measured[1:]}.",
+            f"The paper: {judgement.paper}",
+        ),
         caveat=f"Rule: {judgement.rule}",
         verdict=judgement.verdict,
-        group="Findings",
     )
 
 
@@ -141,15 +141,14 @@ def _accuracy(identity: Identity, tables: Tables, pictures: Pictures) -> Section
         (
             f"Mean over prompt forms, restricted to the labels: {said}.",
             "A free answer counts where it names the true label and no other. p: whether answers go with the true "
-            "labels at all, against labels dealt anew to the clips; p_of_all is corrected for all lines of a measure "
-            "(Holm).",
+            "labels at all, against labels dealt anew to the clips; p_of_all is corrected for all lines of a "
+            "measure and control (Holm).",
             *_published(identity),
         ),
         table=folded_table(shown[columns]),
         figures=(pictures["accuracy"],),
         caveat="Restricted answers compare first tokens of the labels; a model that would say something else is not "
         "seen there.",
-        group="Answers",
     )
 
 
@@ -168,11 +167,10 @@ def _controls(tables: Tables) -> Section:
     return Section(
         "Whether the clip matters",
         (
-            f"In {len(sure)} of {len(table)} comparisons the model answers better with the clip than with silence of the "
-            "same length or without audio (McNemar's exact test, Holm's correction for all of them, 5 %).",
+            f"In {len(sure)} of {len(table)} comparisons the model answers better with the clip than with silence of "
+            "the same length or without audio (McNemar's exact test, Holm's correction for all of them, 5 %).",
         ),
         table=folded_table(with_intervals(table, "difference").assign(**p)),
-        group="Answers",
     )
 
 
@@ -191,9 +189,8 @@ def _information(tables: Tables, pictures: Pictures, tracks: Sequence[str]) -> S
         (f"At the last position, {'; '.join(lines)} (p corrected for all layers of a form).",),
         table=folded_table(shown[(table["control"] == CLIP) & (table["span"] == "last")][columns]),
         figures=(pictures["information"], *(pictures[f"forms_{track}"] for track in tracks)),
-        caveat="The lens reads states with the model's own last norm and unembedding: what is there in another form is "
-        "not seen. What stands at the audio positions does not depend on the words after them; it was read in one form.",
-        group="Lens",
+        caveat="The lens reads states with the model's own last norm and unembedding: what is there in another form "
+        "is not seen. What stands at the audio positions does not depend on the words after them; it was read once.",
     )
 
 
@@ -205,7 +202,6 @@ def _question(tables: Tables, pictures: Pictures, tracks: Sequence[str]) -> Sect
         ("The questions differ from clip to clip: their words cannot be laid over each other.",),
         figures=tuple(pictures[name] for name in drawn),
         caveat="All forms and controls are in tables/question_words.parquet." if drawn else "",
-        group="Lens",
     )  # fmt: skip
 
 
@@ -215,7 +211,6 @@ def _curves(tables: Tables, pictures: Pictures) -> Section:
         ("How probable the true label is on the way through the model, where it is answered rightly and wrongly.",),
         figures=(pictures["curves"],),
         caveat="The two kinds of clips are chosen by the answer: at the last layer they must differ.",
-        group="Lens",
     )
 
 
@@ -239,7 +234,6 @@ def _critical(tables: Tables, pictures: Pictures) -> Section:
         figures=(pictures["critical_layers"],),
         caveat="A critical layer of a model near chance is made of noise: look at its interval, and at the share of "
         "resamples that have none.",
-        group="Lens",
     )
 
 
@@ -251,7 +245,6 @@ def _share(tables: Tables, pictures: Pictures) -> Section:
         table=folded_table(with_intervals(table, "share")),
         figures=(pictures["attribute_share"],),
         caveat="A share of next to nothing means little: see the scores themselves in the table.",
-        group="Lens",
     )
 
 
@@ -264,14 +257,13 @@ def _knockout(tables: Tables, pictures: Pictures, tracks: Sequence[str]) -> Sect
     return Section(
         "Who must read the audio, and where",
         (
-            f"{len(sure)} of {windows} windows change p(truth) with p < 0.05 of all windows of a pair (signs flipped by "
-            "clip, maximum over windows).",
+            f"{len(sure)} of {windows} windows change p(truth) with p < 0.05 of all windows of a pair (signs flipped "
+            "by clip, maximum over windows).",
         ),
         table=folded_table(shown[table["p_of_all"] < 0.05]),
         figures=(pictures["knockout"], *(pictures[f"knockout_{track}"] for track in tracks)),
-        caveat="Cutting attention also does damage: the control cuts as many other keys, drawn by chance. The table shows "
-        "windows with p < 0.05; tables/knockout.parquet has all.",
-        group="Causes",
+        caveat="Cutting attention also does damage: the control cuts as many other keys, drawn by chance. The table "
+        "shows windows with p < 0.05; tables/knockout.parquet has all.",
     )
 
 
@@ -283,14 +275,13 @@ def _patching(tables: Tables, pictures: Pictures, tracks: Sequence[str]) -> Sect
         table=folded_table(with_intervals(table, "value")),
         figures=(pictures["grounding"], *(pictures[f"patching_{track}"] for track in tracks)),
         caveat="Shares are of the difference in logits of the two runs; where the clip makes none, they are noise.",
-        group="Causes",
     )
 
 
 def _enhancement(tables: Tables, pictures: Pictures, tracks: Sequence[str]) -> Section:
     table = tables["enhancement"]
     said = "; ".join(
-        f"{line['track']} {line['before']:.2f} to {line['after']:.2f}, {line['gained']} clips gained and {line['lost']} lost "
+        f"{line['track']} {line['before']:.2f} to {line['after']:.2f}, {line['gained']} gained, {line['lost']} lost "
         f"(p = {line['p']:.2g}, {line['p_of_all']:.2g} of all)"
         for _, line in table.iterrows()
     )
@@ -302,7 +293,6 @@ def _enhancement(tables: Tables, pictures: Pictures, tracks: Sequence[str]) -> S
         figures=(pictures["enhancement"], *(pictures[f"enhancement_{track}"] for track in tracks)),
         caveat="The setting (source and target layer at the last position, coefficient 1) was chosen on other clips, "
         "speakers kept apart where file names tell them.",
-        group="Causes",
     )
 
 

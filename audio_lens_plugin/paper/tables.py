@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
-from audio_lens_plugin.paper.design import CLIP, CONTROLS, ENHANCEMENT, FREE, KNOCKOUT, LENS, PATCHING, SILENCE, Subject
+from audio_lens_plugin.paper.design import CLIP, CONTROLS, ENHANCEMENT, FREE, KNOCKOUT, LENS, PATCHING, Subject
 from audio_lens_plugin.paper.folder import RunFolder
 from audio_lens_plugin.recipes.attention_knockout import KnockoutResult
 from audio_lens_plugin.recipes.enhancement import held_out_table, judged
@@ -30,6 +30,7 @@ from audio_lens_plugin.statistics import (
     sign_flips,
 )
 
+RESAMPLES = 19_999  # so many that p can stand a correction for all prompt forms
 TABLES = {
     "answers": "every answer: restricted to the labels, and what was said freely",
     "accuracy": "share of right answers, against answers that do not depend on the clip (p)",
@@ -77,19 +78,14 @@ def run_tables(run: RunFolder) -> dict[str, pd.DataFrame]:
                 found[name].append(table)
         for form, control in subject.asked(FREE):
             found["answers"].append(_free_answers(run, subject, form, control))
-        if subject.causal is not None:
-            for name, table in _causal_tables(run, subject, subject.causal, seed).items():
-                found[name].append(table)
+        for name, table in _causal_tables(run, subject, subject.causal, seed).items():
+            found[name].append(table)
     answers = _answers(found.pop("answers"))
     tables = {"answers": answers, "accuracy": _accuracy(answers, run, seed), "controls": _controls(answers, seed)}
     tables |= {name: pd.concat(parts, ignore_index=True) for name, parts in found.items() if parts}
-    if "critical_layers" in tables:
-        shown = [subject.name for subject in run.identity.subjects if subject.causal is not None]
-        critical = tables["critical_layers"]
-        tables["correlation"] = correlations(critical[critical["track"].isin(shown)], seed)
-    if "enhancement" in tables:
-        tables["enhancement"]["p_of_all"] = holm(tables["enhancement"]["p"].to_numpy())
-    return {name: tables[name] for name in TABLES if name in tables}
+    tables["correlation"] = correlations(tables["critical_layers"], seed)
+    tables["enhancement"]["p_of_all"] = holm(tables["enhancement"]["p"].to_numpy())
+    return {name: tables[name] for name in TABLES}
 
 
 def correlations(critical: pd.DataFrame, seed: int = 0, of: Sequence[str] = ("track", "form")) -> pd.DataFrame:
@@ -188,9 +184,8 @@ def _shares(result: LensResult, spans: Sequence[str], seed: int) -> pd.DataFrame
 def _one_question(result: LensResult) -> bool:
     """Whether all samples are asked the same words: only then is the n-th word one thing."""
     asked = result.rows[result.rows["span"] == "question"]
-    return (
-        bool((asked.groupby("index")["token"].nunique() == 1).all()) and asked.groupby("sample").size().nunique() == 1
-    )
+    questions = asked.groupby("sample")["token"].agg(tuple)
+    return len(set(questions)) == 1
 
 
 def _question_words(result: LensResult, seed: int) -> pd.DataFrame:
@@ -224,10 +219,10 @@ def _answers(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _accuracy(answers: pd.DataFrame, run: RunFolder, seed: int) -> pd.DataFrame:
-    labels = {subject.name: list(subject.labels) for subject in run.identity.subjects}
+    labels: dict[Any, list[str]] = {subject.name: list(subject.labels) for subject in run.identity.subjects}
     tables = []
     for measure, column, there in (("labels", "answer", "answer"), ("free", "heard", "said")):
-        lines = []
+        lines: list[dict[str, Any]] = []
         for (track, form, control), part in answers[answers[there].notna()].groupby(
             ["track", "form", "control"], sort=False
         ):
@@ -236,7 +231,7 @@ def _accuracy(answers: pd.DataFrame, run: RunFolder, seed: int) -> pd.DataFrame:
             given = [labels[track].index(one) if isinstance(one, str) else -1 for one in part[column]]
             shares = np.equal.outer(given, np.arange(len(labels[track]))).astype(float)
             mean, low, high = bootstrap_mean((np.array(given) == truths).astype(float)[:, None], seed)
-            p, _ = label_permutation(shares[:, None, :], truths, seed)
+            p, _ = label_permutation(shares[:, None, :], truths, seed, RESAMPLES)
             lines.append(
                 {
                     "track": track,
@@ -252,7 +247,9 @@ def _accuracy(answers: pd.DataFrame, run: RunFolder, seed: int) -> pd.DataFrame:
                 }
             )
         table = pd.DataFrame(lines)
-        tables.append(table.assign(p_of_all=holm(table["p"].to_numpy())) if lines else table)
+        for _, part in table.groupby("control", sort=False):
+            table.loc[part.index, "p_of_all"] = holm(part["p"].to_numpy())
+        tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from paper.small import SETTINGS, TOY, four_clips, table_bytes
 
 from audio_lens_plugin.paper.folder import RunFolder
 from audio_lens_plugin.paper.run import merge, run_paper
 from audio_lens_plugin.results import ResultError
-from paper.small import SETTINGS, TOY, four_clips, table_bytes
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,9 @@ def test_shards_in_one_folder_in_any_order_end_in_the_same_tables(straight: Path
     out = tmp_path / "run"
     for i in (3, 1):
         assert shard(out, i, 3) == out
-    with pytest.raises(ResultError, match=r"batches are missing, the first is lens of Gender.*the same command without"):
+    with pytest.raises(
+        ResultError, match=r"batches are missing, the first is lens of Gender.*the same command without"
+    ):
         merge([out])
     shard(out, 2, 3)
     report = merge([out], four_clips())
@@ -48,7 +50,7 @@ def test_shards_in_folders_of_their_own_are_merged_into_the_first(straight: Path
 def test_shards_are_equal_shares_and_together_everything(straight: Path) -> None:
     units = RunFolder.open(straight).units
     shares = [units[i::7] for i in range(7)]
-    assert sorted(sum(shares, []), key=units.index) == units
+    assert sorted((unit for share in shares for unit in share), key=units.index) == units
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
@@ -107,5 +109,5 @@ def test_a_run_says_what_it_is_of(straight: Path) -> None:
     assert said["dtype"] == "float32"
     assert said["attention"] == "sdpa"
     assert {"torch", "nnsight", "transformers", "transformer-lens"} <= set(said["versions"])
-    assert len(said["subjects"][0]["lens"]) == 12
+    assert len(said["subjects"][0]["forms"]) == 12
     assert "speaker" in said["split"]
