@@ -525,7 +525,7 @@ def _clips_of(grid: EnhanceResult, places: Sequence[int], of: str, wanted: Bool[
     kept = np.flatnonzero(wanted & np.isin(sample, places))
     return EnhanceResult(
         header=grid.header,
-        samples=grid.samples.iloc[places].assign(split=of).reset_index(drop=True),
+        samples=grid.samples.iloc[list(places)].assign(split=of).reset_index(drop=True),
         cells=grid.cells.iloc[kept].assign(sample=np.searchsorted(places, sample[kept])).reset_index(drop=True),
         scores=_entries(grid.scores, kept),
         baselines={run: _entries(scores, places) for run, scores in grid.baselines.items()},

@@ -56,7 +56,7 @@ def _free(task: Task) -> AnswersResult:
 
 
 def _knockout(task: Task) -> KnockoutResult:
-    cut = {"window": task.settings.window, "seed": task.settings.seed}
+    cut: dict[str, Any] = {"window": task.settings.window, "seed": task.settings.seed}
     return knockout_table(task.lalm, task.samples, task.subject.labels, **cut, **task.common)
 
 

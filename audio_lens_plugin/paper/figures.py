@@ -11,6 +11,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -47,8 +48,8 @@ def accuracy(table: pd.DataFrame) -> Drawn:
         axes.set(xlim=(-0.02, 1.02), xlabel="accuracy", ylim=(len(forms) - 0.4, -0.6))
 
     rows = table.groupby("track")["form"].nunique().max()
-    means = restricted.groupby(["track", "control"], sort=False)["value"].mean()
-    said = "; ".join(f"{track}, {control}: {value:.2f}" for (track, control), value in means.items())
+    named = restricted.assign(of=restricted["track"] + ", " + restricted["control"])
+    said = "; ".join(f"{of}: {value:.2f}" for of, value in named.groupby("of", sort=False)["value"].mean().items())
     return Drawn(
         _panels(_tracks(table), draw, width=4.4, height=0.34 * rows + 1.4, columns=2, own_rows=True),
         f"Accuracy by track, prompt form and control. Means over forms: {said}.",
@@ -352,7 +353,7 @@ def _panels(
         down, across, figsize=(width * across + 0.6, height * down + 0.5), layout="constrained", squeeze=False,
         sharey=not own_rows,
     )  # fmt: skip
-    handles: dict[str, object] = {}
+    handles: dict[str, Artist] = {}
     for axes, track in zip(grid.flat, tracks, strict=False):
         draw(axes, track)
         axes.set_title(track, fontsize=10, loc="left")

@@ -15,7 +15,9 @@ import pandas as pd
 from audio_lens_plugin.paper.design import CLIP
 
 Verdict = Literal["held", "did not hold", "cannot be told"]
-HELD, NOT, OPEN = "held", "did not hold", "cannot be told"
+HELD: Verdict = "held"
+NOT: Verdict = "did not hold"
+OPEN: Verdict = "cannot be told"
 SIGNIFICANT = 0.05
 LITTLE = 0.5
 
@@ -80,7 +82,7 @@ def _rises(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Judg
 
 def _falls(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Judgement:
     def of_track(part: pd.DataFrame) -> tuple[Verdict, str]:
-        peak, last = part.loc[part["probability"].idxmax()], part.iloc[-1]
+        peak, last = part.nlargest(1, "probability").iloc[0], part.iloc[-1]
         said = f"peak {peak['probability']:.2f} after layer {peak['layer']:.0f}, {last['probability']:.2f} at the end"
         if peak["layer"] == last["layer"]:
             return NOT, said
@@ -118,7 +120,7 @@ def _correlates(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) ->
 
 
 def _little(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Judgement:
-    found = {}
+    found: dict[str, tuple[Verdict, str]] = {}
     for track, form in forms.items():
         table = tables["attribute_share"]
         mine = table[(table["track"] == track) & (table["form"] == form) & (table["span"] == "attribute")]
@@ -136,7 +138,8 @@ def _little(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Jud
 
 
 def _reads_audio(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Judgement:
-    table, found = tables["knockout"], {}
+    table = tables["knockout"]
+    found: dict[str, tuple[Verdict, str]] = {}
     for track in forms:
         mine = table[(table["track"] == track) & (table["keys"] == "audio") & (table["cut"] == "keys")]
         worst = mine.sort_values("probability", kind="stable").iloc[0]
@@ -154,7 +157,7 @@ def _reads_audio(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -
 
 
 def _enhances(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Judgement:
-    found = {}
+    found: dict[str, tuple[Verdict, str]] = {}
     for _, line in tables["enhancement"].iterrows():
         sure = line["gain_low"] > 0 and line["p_of_all"] < SIGNIFICANT
         verdict: Verdict = HELD if sure else NOT if line["gain_high"] < 0 else OPEN
@@ -182,7 +185,8 @@ def _over_tracks(
     outcome: str,
     of_track: Callable[[pd.DataFrame], tuple[Verdict, str]],
 ) -> tuple[Verdict, str]:
-    table, found = tables["curves"], {}
+    table = tables["curves"]
+    found: dict[str, tuple[Verdict, str]] = {}
     chosen = (table["span"] == "last") & (table["control"] == CLIP) & (table["outcome"] == outcome)
     for track, form in forms.items():
         part = table[chosen & (table["track"] == track) & (table["form"] == form)]
@@ -197,7 +201,7 @@ def _together(found: Mapping[str, tuple[Verdict, str]], what: str) -> tuple[Verd
     return _majority(counts, len(found)), said
 
 
-def _majority(counts: Mapping[str, int], tracks: int) -> Verdict:
+def _majority(counts: Mapping[Verdict, int], tracks: int) -> Verdict:
     sides: Sequence[tuple[Verdict, Verdict]] = ((HELD, NOT), (NOT, HELD))
     for verdict, opposite in sides:
         if counts.get(verdict, 0) * 2 > tracks and not counts.get(opposite, 0):

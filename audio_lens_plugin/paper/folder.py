@@ -88,7 +88,7 @@ class Identity:
         fields = json.loads(text)
         fields["settings"] = Settings(**fields["settings"])
         fields["subjects"] = tuple(
-            Subject(**{name: tuple(value) if isinstance(value, list) else value for name, value in subject.items()})
+            Subject(**{**subject, "labels": tuple(subject["labels"]), "forms": tuple(subject["forms"])})
             for subject in fields["subjects"]
         )
         return cls(**fields)
