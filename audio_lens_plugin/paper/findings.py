@@ -62,6 +62,8 @@ def judge(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> list[
 
 def published(model: str) -> dict[str, float]:
     """The published accuracies of the model of this name, if there are any."""
+    if model.startswith("toy/"):
+        return {}
     return next((numbers for name, numbers in PUBLISHED.items() if name.lower() in model.lower()), {})
 
 

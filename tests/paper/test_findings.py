@@ -1,0 +1,84 @@
+"""Verdicts by tables that were made for them."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from audio_lens_plugin.paper.findings import judge, published
+
+FORMS = {"A": "open", "B": "open"}
+
+
+def curve(outcome: str, values: list[float], wide: float) -> pd.DataFrame:
+    line = {"form": "open", "control": "clip", "span": "last", "outcome": outcome, "samples": 20}
+    table = pd.DataFrame({"layer": range(len(values)), "probability": values})
+    return table.assign(low=table["probability"] - wide, high=table["probability"] + wide, **line)
+
+
+def tables(
+    success: tuple[float, ...] = (0.1, 0.1, 0.9),
+    failure: tuple[float, ...] = (0.1, 0.6, 0.1),
+    wide: float = 0.05,
+    r: tuple[float, float] = (-0.6, 0.01),
+    share: tuple[float, float, float] = (0.1, 0.0, 0.2),
+    loss: tuple[float, float] = (-0.3, 0.01),
+    gain: tuple[float, float, float, float] = (0.1, 0.05, 0.15, 0.01),
+) -> dict[str, pd.DataFrame]:
+    curves = [curve("success", list(success), wide), curve("failure", list(failure), wide)]
+    shares = {"form": "open", "span": "attribute", **dict(zip(("share", "low", "high"), share, strict=True))}
+    window = {"queries": "last", "keys": "audio", "cut": "keys", "layer": 2}
+    of_track = {
+        "curves": pd.concat(curves),
+        "attribute_share": pd.DataFrame([shares]),
+        "knockout": pd.DataFrame([{**window, "probability": loss[0], "p_of_all": loss[1]}]),
+        "enhancement": pd.DataFrame([dict(zip(("gain", "gain_low", "gain_high", "p_of_all"), gain, strict=True))]),
+    }
+    found = {name: pd.concat([table.assign(track=track) for track in FORMS]) for name, table in of_track.items()}
+    correlation = {"of": "track x form", "measure": "pearson", "value": r[0], "p": r[1], "points": 24}
+    return found | {"correlation": pd.DataFrame([correlation])}
+
+
+def verdicts(**changes: tuple[float, ...] | float) -> list[str]:
+    return [one.verdict for one in judge(tables(**changes), FORMS)]  # type: ignore[arg-type]
+
+
+def test_a_model_of_which_everything_holds() -> None:
+    assert verdicts() == ["held"] * 6
+
+
+@pytest.mark.parametrize(
+    ("place", "changes", "verdict"),
+    [
+        (0, {"success": (0.1, 0.9, 0.1)}, "did not hold"),
+        (0, {"success": (0.1, 0.5, 0.52)}, "cannot be told"),
+        (1, {"failure": (0.1, 0.2, 0.6)}, "did not hold"),
+        (1, {"failure": (0.1, 0.15, 0.1)}, "cannot be told"),
+        (2, {"r": (0.6, 0.01)}, "did not hold"),
+        (2, {"r": (-0.6, 0.2)}, "cannot be told"),
+        (3, {"share": (0.8, 0.7, 0.9)}, "did not hold"),
+        (3, {"share": (0.4, 0.1, 0.7)}, "cannot be told"),
+        (4, {"loss": (-0.3, 0.2)}, "cannot be told"),
+        (4, {"loss": (0.3, 0.01)}, "cannot be told"),
+        (5, {"gain": (-0.1, -0.2, -0.05, 0.01)}, "did not hold"),
+        (5, {"gain": (0.0, 0.0, 0.0, 1.0)}, "cannot be told"),
+        (5, {"gain": (0.1, 0.05, 0.15, 0.2)}, "cannot be told"),
+    ],
+)
+def test_what_changes_a_verdict(place: int, changes: dict[str, tuple[float, ...]], verdict: str) -> None:
+    found = verdicts(**changes)
+    assert found[place] == verdict
+    assert [one for at, one in enumerate(found) if at != place] == ["held"] * 5
+
+
+def test_tracks_that_disagree_leave_it_open() -> None:
+    mixed = tables()
+    mixed["attribute_share"].loc[mixed["attribute_share"]["track"] == "B", ["share", "low", "high"]] = (0.8, 0.7, 0.9)
+    assert judge(mixed, FORMS)[3].verdict == "cannot be told"
+
+
+def test_published_numbers_are_found_by_the_models_name() -> None:
+    assert published("Qwen/Qwen2-Audio-7B-Instruct")["Animal"] == 0.888
+    assert published("DeSTA-ntu/DeSTA2-8B-beta")["Gender"] == 0.884
+    assert published("mistralai/Voxtral-Mini-3B-2507") == {}
+    assert published("toy/qwen2-audio") == {}, "a toy is not the model"
