@@ -106,7 +106,7 @@ def _overview(judgements: Sequence[Judgement], tables: Tables) -> Section:
             "told from them.",
         ),
         table=html_table(table),
-        caveat=_few(tables["accuracy"]["samples"].max()),
+        caveat=_few(int(tables["accuracy"]["samples"].max())),
     )
 
 
