@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def test_shards_in_one_folder_in_any_order_end_in_the_same_tables(straight: Path
     shard(out, 2, 3)
     report = merge([out], four_clips())
     assert table_bytes(out) == table_bytes(straight)
-    assert report.read_bytes() == (straight / "report.html").read_bytes()
+    pages = [re.sub('data:audio/ogg;base64,[^"]*', "", path.read_text()) for path in (report, straight / "report.html")]
+    assert pages[0] == pages[1], "all but the sound, whose container carries a number drawn by chance"
 
 
 def test_shards_in_folders_of_their_own_are_merged_into_the_first(straight: Path, tmp_path: Path) -> None:
@@ -74,10 +76,10 @@ def test_a_folder_of_another_run_is_refused(straight: Path) -> None:
     before = table_bytes(straight)
     with pytest.raises(ResultError, match="is a run of something else: it differs in settings, split"):
         run_paper(TOY, four_clips(), straight, settings=replace(SETTINGS, seed=4))
-    fewer = four_clips()
-    fewer["Gender"] = replace(fewer["Gender"], labels=tuple(reversed(fewer["Gender"].labels)))
+    other_clips = four_clips()
+    other_clips["Gender"] = replace(other_clips["Gender"], labels=("male",) * 4)
     with pytest.raises(ResultError, match="it differs in data"):
-        run_paper(TOY, fewer, straight, settings=SETTINGS)
+        run_paper(TOY, other_clips, straight, settings=SETTINGS)
     assert table_bytes(straight) == before
 
 
