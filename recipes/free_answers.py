@@ -125,8 +125,8 @@ def heard_label(text: str, labels: Sequence[str]) -> str | None:
     happy" names "happy".
 
     A label of one letter must be a capital ("B", "B.", "the answer is B") or stand before a bracket ("(b)", "b) dog").
-    No word may follow a capital without a mark between: "A dog" and "I think" begin a phrase and name no option. This
-    holds for all letters, so that none is heard less often than another.
+    No word but "or" and "and" may follow a capital without a mark between: "A dog" and "I think" begin a phrase and
+    name no option. This holds for all letters, so that none is heard less often than another.
 
     Args:
         text: what was said.
@@ -142,7 +142,8 @@ def _naming(label: str) -> str:
     """A regular expression, without groups, for the ways in which a text may name a label."""
     if len(label) == 1:
         letter = re.escape(label.upper())
-        return rf"(?<!\w)(?:{letter}(?![\w'’]|\s+\w)|(?i:{letter})\))"
+        begins_a_phrase = r"[\w'’]|\s+(?!(?:or|and)\b)\w"
+        return rf"(?<!\w)(?:{letter}(?!{begins_a_phrase})|(?i:{letter})\))"
     words = r"\s+".join(map(re.escape, label.split()))
     return rf"(?<!\w)(?i:{words})(?!\w)"
 

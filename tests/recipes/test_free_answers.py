@@ -63,6 +63,7 @@ BARKS = ("dog", "barking dog", "wild cat")
         ("I think it is a dog", LETTERS, None),
         ("I'm sure: B", LETTERS, "B"),
         ("A or B", LETTERS, None),
+        ("A orca", LETTERS, None),
         ("(A) or (B)", LETTERS, None),
         ("ABBA", LETTERS, None),
     ],
@@ -103,7 +104,7 @@ def test_a_toy_says_the_right_word_on_most_clips(found: AnswersResult) -> None:
 def test_a_model_that_speaks_of_something_else_is_not_heard(toy: LALM) -> None:
     """The toy, asked for emotions, is given other labels: restricted it must choose, free it names none."""
     samples = [replace(sample, label="B") for sample in emotions()[:3]]
-    found = free_answers(toy, samples, ["A", "B"], batch_size=2)
+    found = free_answers(toy, samples, toy.labels(["A", "B"], "bare"), batch_size=2)
     assert found.samples["answer"].isin(["A", "B"]).all()
     assert found.samples["heard"].tolist() == [None] * 3
     assert all(text.strip() in EMOTIONS for text in found.samples["said"])
