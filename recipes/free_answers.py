@@ -25,6 +25,7 @@ from audio_lens_plugin.recipes.engine import Desk, header_of, labels_for, sweep
 from audio_lens_plugin.results import Header, load_tables, same_header, save_tables
 
 RECIPE = "free_answers"
+WORDS_OF_ONE_LETTER = ("A", "I")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -125,8 +126,8 @@ def heard_label(text: str, labels: Sequence[str]) -> str | None:
     happy" names "happy".
 
     A label of one letter must be a capital ("B", "B.", "the answer is B") or stand before a bracket ("(b)", "b) dog").
-    No word but "or" and "and" may follow a capital without a mark between: "A dog" and "I think" begin a phrase and
-    name no option. This holds for all letters, so that none is heard less often than another.
+    "A" and "I" are English words, too: as labels, no other word than "or", "and" or "is" may follow them without a mark
+    between, since "A dog" and "I think" name no option.
 
     Args:
         text: what was said.
@@ -142,8 +143,9 @@ def _naming(label: str) -> str:
     """A regular expression, without groups, for the ways in which a text may name a label."""
     if len(label) == 1:
         letter = re.escape(label.upper())
-        begins_a_phrase = r"[\w'’]|\s+(?!(?:or|and)\b)\w"
-        return rf"(?<!\w)(?:{letter}(?!{begins_a_phrase})|(?i:{letter})\))"
+        begins_a_phrase = r"['’]|\s+(?!(?:or|and|is)\b)\w"
+        follows = rf"\w|{begins_a_phrase}" if letter in WORDS_OF_ONE_LETTER else r"\w"
+        return rf"(?<!\w)(?:{letter}(?!{follows})|(?i:{letter})\))"
     words = r"\s+".join(map(re.escape, label.split()))
     return rf"(?<!\w)(?i:{words})(?!\w)"
 
