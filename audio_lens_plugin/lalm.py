@@ -1,12 +1,14 @@
 """One loaded model: prompts in, traces, answers and generations out, modules under TransformerLens's names.
 
-lalm.embed  lalm.blocks[l]  lalm.ln_final  lalm.unembed      the language model
-    blocks[l].ln1  .attn (.q .k .v .o)  .ln2  .mlp (.gate .in .out)
-lalm.audio_encoder.blocks[i]  lalm.audio_projector            the audio side
+    lalm.embed  lalm.blocks[l]  lalm.ln_final  lalm.unembed      the language model
+        blocks[l].ln1  .attn (.q .k .v .o)  .ln2  .mlp (.gate .in .out)
+    lalm.audio_encoder.blocks[i]  lalm.audio_projector            the audio side
 
-batch = lalm.prompt("dog.wav", answer="The sound file's animal is", attribute="animal")
-with lalm.trace(batch):
-    z = lalm.blocks[3].attn.o.input.save()
+A batch of labelled positions goes where a model's inputs go:
+
+    batch = lalm.prompt("dog.wav", answer="The sound file's animal is", attribute="animal")
+    with lalm.trace(batch):
+        z = lalm.blocks[3].attn.o.input.save()
 """
 
 from __future__ import annotations

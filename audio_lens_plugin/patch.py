@@ -71,7 +71,7 @@ class Loaded:
 class Family(ABC):
     """What one model family says about itself (see the module's text).
 
-    Class attributes:
+    Attributes:
         name: the family's short name.
         architectures: transformers' class names that it serves.
         repo_ids: published checkpoints, the first being the one to try.
@@ -156,7 +156,7 @@ class Family(ABC):
 class PooledEars(Family):
     """A family that hears as most do: Whisper's features and their mask, pooled to 25 positions per second.
 
-    Class attributes:
+    Attributes:
         mask_name: what the model calls the mask of the frames.
         shortest: seconds that a clip must have at least.
     """

@@ -1,6 +1,8 @@
 """What goes into a model, before it is a tensor and after: a `Prompt` is one row, a `PromptBatch` the labelled inputs.
 
-clips + question + open answer  --(patch.build_batch)-->  input ids, audio tensors, and the role of every position
+The step from one to the other:
+
+    clips + question + open answer  --(patch.build_batch)-->  input ids, audio tensors, and the role of every position
 """
 
 from __future__ import annotations

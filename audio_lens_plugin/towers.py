@@ -26,7 +26,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 class WhisperTower:
     """Mixin for a TransformerLens `ArchitectureAdapter`: adds ``audio_encoder`` with its ``blocks``.
 
-    Class attributes:
+    Attributes:
         tower: path of the tower in the transformers module.
     """
 

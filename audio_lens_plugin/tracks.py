@@ -78,6 +78,7 @@ TRACKS: dict[str, Track] = {
         ),
     )
 }
+"""SAKURA's tracks by name."""
 
 
 Order = Literal["open", "reversed"]

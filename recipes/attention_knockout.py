@@ -166,9 +166,7 @@ def knockout_table(
     """Who needs to read whom: last, attribute word, question and all text, cut from audio, transcript, attribute word.
 
     Pairs that a sample does not have are left out: roles that its prompt lacks, and queries before all of their keys.
-
-    Args:
-        See `attention_knockout`.
+    For the settings see `attention_knockout`.
 
     Raises:
         CellError: unknown layers, a window below 1, or samples that have none of the pairs.

@@ -17,12 +17,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from documents import blocks, program
 
 from audio_lens_plugin.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.M | re.S)
+BLOCKS = blocks(README)
 
 
 def commands() -> list[str]:
@@ -36,10 +37,10 @@ def test_every_block_is_of_a_kind_that_is_run_here() -> None:
 
 
 def test_the_python_of_the_readme_runs_as_one_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "readme.py"
-    program.write_text("\n\n".join(text for kind, text in BLOCKS if kind == "python"))
+    script = tmp_path / "readme.py"
+    script.write_text(program(README))
     monkeypatch.chdir(tmp_path)
-    names = runpy.run_path(str(program))
+    names = runpy.run_path(str(script))
     assert (tmp_path / "lens.png").stat().st_size > 1000
     assert names["z"].shape[:2] == names["batch"].inputs["input_ids"].shape
     assert names["result"].critical_layer() is not None
