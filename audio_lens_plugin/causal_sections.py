@@ -32,12 +32,12 @@ def patch_section(result: PatchResult, title: str) -> Section:
     clean, corrupted = (result.baseline("accuracy", run).mean() for run in ("clean", "corrupted"))
     ahead = paired_difference(result.baseline("logit_diff", "corrupted"), result.baseline("logit_diff", "clean"))
     text = (
+        f"{'Most is recovered' if denoising else 'Least is left'} by patching {_place(best)}: "
+        f"{_interval(best, signed=False)}.",
         f"{len(result.samples)} pairs of prompts: {clean:.0%} are answered rightly as they are, {corrupted:.0%} when "
         f"corrupted. States of the {brought} run are put into the {into} one; of the difference in logits between the "
         "true label and its rival, 0 is what the corrupted run has, 1 the clean one's. The clean runs are ahead by "
         f"{ahead.value:.2f} ({ahead.low:.2f} to {ahead.high:.2f}) logits.",
-        f"{'Most is recovered' if denoising else 'Least is left'} by patching {_place(best)}: "
-        f"{_interval(best, signed=False)}.",
         *_grounding(result),
     )
     figures = tuple(_patch_picture(result, title, site, _place(best)) for site in sites)
@@ -53,15 +53,15 @@ def knockout_section(result: KnockoutResult, title: str) -> Section:
     cut = effects[effects["cut"] == "keys"]
     worst = cut.sort_values("probability", kind="stable").iloc[0]
     text = (
-        f"Of {len(result.samples)} clips the model answers {result.baseline('accuracy', 'clean').mean():.0%} rightly "
-        f"while nothing is cut. {result.header.options['window']} layers are cut at a time.",
         f"Most is lost when {worst['queries']} cannot read {worst['keys']} around layer {worst['layer']:.0f}: p(truth) "
         f"changes by {_interval(worst, 'probability')}, accuracy by {_interval(worst, 'accuracy')}."
         f"{_control(effects, worst)}",
+        f"Of {len(result.samples)} clips the model answers {result.baseline('accuracy', 'clean').mean():.0%} rightly "
+        f"while nothing is cut. {result.header.options['window']} layers are cut at a time.",
     )
     figure = picture(
         result.plot(),
-        alt=f"{title}: change of the probability of the true label by layer around which attention is cut. {text[1]}",
+        alt=f"{title}: change of the probability of the true label by layer around which attention is cut. {text[0]}",
         caption="Change of the probability of the true label, by the middle of the window of layers that is cut."
         + (" Dotted: nothing changes." if len(set(_pair_names(cut))) == 1 else ""),
     )
@@ -76,12 +76,12 @@ def heads_section(result: HeadsResult, title: str) -> Section:
     first, listener = ranked.iloc[0], result.ranked("difference").iloc[0]
     read = f"{result.header.options['queries']} → {result.header.options['keys']}"
     text = (
-        f"{len(result.samples)} clips, {len(ranked)} heads, {read}.",
         f"Most is lost without {_head(first)}: p(truth) "
         f"changes by {_interval(first, 'effect')}; {first['mass']:.0%} of its attention lies there.",
         f"The head that looks there most because of what is heard is {_head(listener)}: the share of its attention is "
         f"{_interval(listener, 'difference')} larger than over silence; without it p(truth) changes by "
         f"{_interval(listener, 'effect')}.",
+        f"{len(result.samples)} clips, {len(ranked)} heads, {read}.",
     )
     figures = tuple(
         picture(
@@ -90,8 +90,8 @@ def heads_section(result: HeadsResult, title: str) -> Section:
             caption=f"{what[0].upper()}{what[1:]}, by layer and head.",
         )
         for by, what, sentence in (
-            ("effect", "change of the probability of the true label when one head cannot read the audio", text[1]),
-            ("difference", "share of attention on the audio, with the clip minus with silence", text[2]),
+            ("effect", "change of the probability of the true label when one head cannot read the audio", text[0]),
+            ("difference", "share of attention on the audio, with the clip minus with silence", text[1]),
         )
     )
     measures = {name: _intervals(ranked, name) for name in ("effect", "mass", "difference")}
@@ -107,21 +107,21 @@ def enhance_section(result: EnhanceResult, title: str) -> Section:
         real = "no answer becomes right or wrong"
     verdict = "it harms" if line["gain_high"] < 0 else real
     text = (
-        f"Of {len(tried)} settings, the one that did best on {tried['samples'].iloc[0]} development clips is "
-        f"{result.chosen}.",
         f"On {line['samples']} held-out clips accuracy goes from {line['before']:.2f} to {line['after']:.2f}, a change "
         f"of {_interval(line, 'gain')}: {verdict}. {line['gained']} clips are gained and {line['lost']} lost "
         f"(McNemar's exact test: p = {line['p']:.2g}).",
+        f"Of {len(tried)} settings, the one that did best on {tried['samples'].iloc[0]} development clips is "
+        f"{result.chosen}.",
     )
     figures = (
         picture(
             result.plot_held_out(),
-            alt=f"{title}: accuracy on held-out clips before and after. {text[1]}",
+            alt=f"{title}: accuracy on held-out clips before and after. {text[0]}",
             caption="Accuracy on the held-out clips, with 95 % bootstrap intervals; dotted: chance.",
         ),
         picture(
             result.plot(),
-            alt=f"{title}: change of accuracy on the development clips, by layers. {text[0]}",
+            alt=f"{title}: change of accuracy on the development clips, by layers. {text[1]}",
             caption="Change of accuracy on the development clips. The choice was made by these: they are no result.",
         ),
     )

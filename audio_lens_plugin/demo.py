@@ -22,6 +22,7 @@ from audio_lens_plugin.loading import LoadError, load, toys
 from audio_lens_plugin.recipes.activation_patching import activation_patching
 from audio_lens_plugin.recipes.attention_knockout import attention_knockout
 from audio_lens_plugin.recipes.enhancement import enhance_sweep
+from audio_lens_plugin.recipes.figure_style import save_figure
 from audio_lens_plugin.recipes.lens_figures import models_side_by_side
 from audio_lens_plugin.recipes.listening_heads import listening_heads
 from audio_lens_plugin.recipes.logit_lens import LensResult, logit_lens
@@ -43,12 +44,14 @@ POSITIONS = ("audio", "answer", "attribute", "last")
 CAUSAL_TOY, CAUSAL_TRACK, CAUSAL_FORM = "toy/qwen2-audio", "Animal", "reversed+is+question"
 PATCHED = ("audio", "question", "attribute", "answer", "last")
 ASKED = (
-    "A prompt is a clip, the model's chat template, and an assistant's turn left open. Every position of the sequence "
-    "has one role; audio positions know which part of the clip they hear, where the model keeps time."
+    "A prompt is a clip, the model's chat template, and an assistant's turn left open.",
+    "Every position of the sequence has one role; audio positions know which part of the clip they hear, where the "
+    "model keeps time.",
 )
 TOYS = (
-    "Toys: tiny models of the real classes, trained on synthetic speech and sounds. They show how the tools work and "
-    "how a listening model looks from inside; their numbers say nothing about real models."
+    "Toys: tiny models of the real classes, trained on synthetic speech and sounds.",
+    "They show how the tools work and how a listening model looks from inside; their numbers say nothing about real "
+    "models.",
 )
 CAUSAL_CAVEAT = "A toy, one attribute, and the few clips that ship with it; enhancement tries one coefficient."
 
@@ -93,7 +96,7 @@ def _look(model: str, out: Path, console: Console) -> Look:
     for name, asked in samples.items():
         results[name] = logit_lens(lalm, asked, TRACKS[name].labels, POSITIONS, form=FORM)
         results[name].save(out / name)
-        _save_pictures(results[name], out / name)
+        _save_pictures(results[name], asked, out / name)
         lines.append({"model": model, **_summary(lalm, name, asked, results[name])})
         console.print("  ".join(f"{key}: {value}" for key, value in lines[-1].items()), highlight=False, soft_wrap=True)
     console.print()
@@ -113,11 +116,12 @@ def _summary(lalm: LALM, name: str, samples: Samples, result: LensResult) -> dic
     }
 
 
-def _save_pictures(result: LensResult, stem: Path) -> None:
+def _save_pictures(result: LensResult, samples: Samples, stem: Path) -> None:
     """Scores of all clips, and the clip whose answer is the surest, as PNG beside the tables."""
     surest = int(result.log_probs[-1, _last_rows(result)].amax(-1).argmax())
-    for name, figure in (("scores", result.plot()), ("clip", result.plot_sample(surest))):
-        figure.savefig(stem.with_name(f"{stem.name.lower()}_{name}.png"), dpi=160)
+    sample = result.plot_sample(surest, clip=samples[surest].prompt.clips[0])
+    for name, figure in (("scores", result.plot()), ("clip", sample)):
+        save_figure(figure, stem.with_name(f"{stem.name.lower()}_{name}.png"), "png")
         plt.close(figure)
 
 
@@ -128,7 +132,7 @@ def _last_rows(result: LensResult) -> list[int]:
 def _opening(looks: Mapping[str, Look]) -> Section:
     return Section(
         "At a glance",
-        (TOYS,),
+        TOYS,
         table=html_table(pd.DataFrame([line for look in looks.values() for line in look.lines])),
         caveat="The shipped clips are held out from training and chosen so that about half are answered wrongly in at "
         "least one attribute; a toy's accuracy on all held-out clips is in its model card.",
@@ -137,7 +141,7 @@ def _opening(looks: Mapping[str, Look]) -> Section:
 
 def _side_by_side(looks: Mapping[str, Look], out: Path) -> Section:
     figure = models_side_by_side(pd.concat([_depths(model, look) for model, look in looks.items()]))
-    figure.savefig(out / "side_by_side.png", dpi=160)
+    save_figure(figure, out / "side_by_side.png", "png")
     return Section(
         "The models side by side",
         ("The same recipe, the same names, whatever the model: where does the answer appear on the way through it?",),
@@ -165,12 +169,12 @@ def _depths(model: str, look: Look) -> pd.DataFrame:
 
 
 def _sections(model: str, look: Look) -> list[Section]:
-    asked = Section(f"{model}: what it is asked", (ASKED,), listing=look.shown)
+    asked = Section(f"{model}: what it is asked", ASKED, listing=look.shown)
     lenses = [
         lens_section(result, f"{model}: {track}", right_and_wrong(result, look.samples[track]))
         for track, result in look.results.items()
     ]
-    return [asked, *lenses]
+    return [replace(section, group=model) for section in (asked, *lenses)]
 
 
 def _causes(model: str, out: Path, console: Console) -> list[Section]:
@@ -194,5 +198,5 @@ def _causes(model: str, out: Path, console: Console) -> list[Section]:
     results: list[CellResult] = [patched, cut, listening, enhanced]
     for result, section in zip(results, sections, strict=True):
         result.save(folder / result.recipe)
-        console.print(f"{section.title}: {section.text[1]}", markup=False, highlight=False, soft_wrap=True)
-    return [replace(section, caveat=f"{CAUSAL_CAVEAT} {section.caveat}") for section in sections]
+        console.print(f"{section.title}: {section.text[0]}", markup=False, highlight=False, soft_wrap=True)
+    return [replace(section, group="Causes", caveat=f"{CAUSAL_CAVEAT} {section.caveat}") for section in sections]

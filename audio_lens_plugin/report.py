@@ -10,6 +10,7 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,22 @@ from audio_lens_plugin.recipes.logit_lens import LensResult
 from audio_lens_plugin.recipes.scores import CellResult
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+CSS_INCH = 96.0
+VERDICTS = {"held": "✓", "did not hold": "✗", "cannot be told": "?"}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as a data URI, with the words for those who do not see it, and the clip it shows."""
+    """A figure as a data URI, with the words for those who do not see it, and the clip it shows.
+
+    Attributes:
+        width: of the figure in its own size, in CSS pixels; a page does not draw it much smaller than that.
+    """
 
     image: str
     alt: str
     caption: str
+    width: float
     sound: str | None = None
 
 
@@ -42,7 +50,15 @@ class Section:
     """One statement of a report and what carries it.
 
     Attributes:
-        verdict: what became of the statement, as a badge; none if empty.
+        text: paragraphs; the first leads, so it says what is claimed.
+        table: HTML, of `html_table` or `folded_table`.
+        listing: text with its own line breaks.
+        caveat: what is not shown.
+        verdict: what became of the statement, as a badge: ``held``, ``did not hold`` or ``cannot be told``.
+        group: neighbours of one group stand under its name in the list of contents.
+
+    Raises:
+        ValueError: another verdict.
     """
 
     title: str
@@ -52,15 +68,26 @@ class Section:
     listing: str = ""
     caveat: str = ""
     verdict: str = ""
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        if self.verdict and self.verdict not in VERDICTS:
+            raise ValueError(f"{self.title}: {self.verdict!r} is no verdict; choose one of {', '.join(VERDICTS)}.")
 
 
 def write_report(path: str | os.PathLike[str], title: str, subtitle: str, sections: Sequence[Section]) -> Path:
     """Render sections into one self-contained HTML file."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    contents = [
+        (name, list(entries)) for name, entries in groupby(enumerate(sections, 1), lambda entry: entry[1].group)
+    ]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page.render(title=title, subtitle=subtitle, sections=sections), encoding="utf-8")
+    path.write_text(
+        page.render(title=title, subtitle=subtitle, sections=sections, contents=contents, signs=VERDICTS),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -69,7 +96,9 @@ def picture(figure: Any, alt: str, caption: str, clip: Clip | None = None) -> Pi
     buffer = io.BytesIO()
     save_figure(figure, buffer, "svg")
     plt.close(figure)
-    return Picture(_data_uri(buffer.getvalue(), "image/svg+xml"), alt, caption, None if clip is None else _sound(clip))
+    image = _data_uri(buffer.getvalue(), "image/svg+xml")
+    width = figure.get_figwidth() * CSS_INCH
+    return Picture(image, alt, caption, width, None if clip is None else _sound(clip))
 
 
 def html_table(frame: pd.DataFrame) -> str:
@@ -113,7 +142,8 @@ def lens_section(result: LensResult, title: str, examples: Sequence[tuple[int, C
     best = at_last.nlargest(1, "score").iloc[0]
     text = (
         f"Of {len(result.samples)} clips the model answers {result.accuracy:.0%} rightly "
-        f"(chance {best['chance']:.0%}). At the last position the information score is highest after "
+        f"(chance {best['chance']:.0%}).",
+        f"At the last position the information score is highest after "
         f"layer {int(best['layer'])}: {best['score']:.2f} (95 % interval {best['low']:.2f} to {best['high']:.2f}).",
         f"Critical layer: {result.critical_layer()}.",
     )
@@ -133,20 +163,32 @@ def lens_section(result: LensResult, title: str, examples: Sequence[tuple[int, C
 
 
 def example_pictures(result: LensResult, examples: Sequence[tuple[int, Clip | None]]) -> list[Picture]:
-    """Single clips as heatmaps, layers by positions, with their sound where it is there."""
+    """Single clips as heatmaps, layers by positions, with their waveform and their sound where these are there."""
     pictures = []
     for index, clip in examples:
         sample = result.samples.iloc[index]
         pictures.append(
             picture(
-                result.plot_sample(index),
+                result.plot_sample(index, clip=clip),
                 alt=f"{sample['sample']}: probability of {sample['truth']} by layer and position",
                 caption=f"{sample['sample']}: true label {sample['truth']}, the model says {sample['answer']}. "
-                "Probability of the true label by layer and position; seconds under the audio positions.",
+                f"Probability of the true label by layer and position. {_about_time(result.positions(index), clip)}",
                 clip=clip,
             )
         )
     return pictures
+
+
+def _about_time(positions: pd.DataFrame, clip: Clip | None) -> str:
+    """How to read the audio positions of a heatmap."""
+    heard = positions[positions["audio"]]
+    if heard.empty:
+        return ""
+    if heard["start"].notna().all():
+        over = "" if clip is None else " Its waveform lies over the positions that hear it."
+        return f"Seconds are those of the clip.{over}"
+    over = "" if clip is None else " The waveform above them has its own seconds."
+    return f"The audio positions are queries, which keep no time.{over}"
 
 
 def right_and_wrong(result: LensResult, samples: Sequence[Sample]) -> list[tuple[int, Clip | None]]:

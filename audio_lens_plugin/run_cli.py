@@ -161,7 +161,7 @@ def patch(
             tables={"recovered": table},
             figures={one.replace(".", "_"): result.plot(site=one) for one in table["site"].unique()},
             sections=[section],
-            summary=section.text[1],
+            summary=section.text[0],
         )
 
     _run(setup, "Activation patching", experiment)
@@ -200,7 +200,7 @@ def knockout(
             tables={name: result.effects() for name, result in results.items()},
             figures={name: result.plot() for name, result in results.items()},
             sections=sections,
-            summary=sections[0].text[1],
+            summary=sections[0].text[0],
         )
 
     _run(setup, "Attention knockout", experiment, attention=None if how == "mask" else "eager")
@@ -222,7 +222,7 @@ def heads(setup: Setup, queries: Queries = "last", keys: Keys = "audio") -> None
             tables={"heads": result.ranked()},
             figures={f"heads_{measure}": result.plot(measure) for measure in MEASURES},
             sections=[section],
-            summary=section.text[1],
+            summary=section.text[0],
         )
 
     _run(setup, "Listening heads", experiment, attention="eager")
@@ -260,7 +260,7 @@ def enhance(
             tables={"held_out": result.held_out(), "development": result.development()},
             figures={"held_out": result.plot_held_out(), "development": result.plot()},
             sections=[section],
-            summary=section.text[1],
+            summary=section.text[0],
         )
 
     _run(setup, "Enhancement", experiment)
@@ -271,6 +271,7 @@ def _run(setup: Setup, title: str, experiment: Experiment, attention: str | None
     import matplotlib.pyplot as plt
 
     from audio_lens_plugin.loading import load
+    from audio_lens_plugin.recipes.figure_style import save_figure
     from audio_lens_plugin.report import subtitle_of, write_report
 
     clips = _clip_set(setup.data, setup.label, setup.track)
@@ -284,8 +285,8 @@ def _run(setup: Setup, title: str, experiment: Experiment, attention: str | None
         for name, table in found.tables.items():
             table.to_csv(setup.out / f"{name}.csv", index=False)
         for name, figure in found.figures.items():
-            for kind in ("png", "svg"):
-                figure.savefig(setup.out / f"{name}.{kind}", dpi=160)
+            save_figure(figure, setup.out / f"{name}.png", "png")
+            save_figure(figure, setup.out / f"{name}.svg", "svg")
             plt.close(figure)
         (first, *_) = found.results.values()
         report = write_report(

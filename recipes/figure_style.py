@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import BufferedWriter, BytesIO
+from pathlib import Path
 from typing import Literal
 
 import pandas as pd
@@ -46,7 +47,7 @@ def open_frame(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def save_figure(figure: Figure, file: BytesIO | BufferedWriter, kind: Literal["svg", "png"]) -> None:
+def save_figure(figure: Figure, file: BytesIO | BufferedWriter | Path, kind: Literal["svg", "png"]) -> None:
     """Write a figure so that equal figures are equal files: without a date, and with ids that do not change."""
     with rc_context({"svg.hashsalt": "audio-lens"}):
         figure.savefig(file, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)

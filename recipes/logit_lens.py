@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 from nnsight import save
 
 from audio_lens_plugin import ops
+from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.checks import Finding, Probe
 from audio_lens_plugin.labels import Labels
 from audio_lens_plugin.lalm import LALM
@@ -329,16 +330,31 @@ class LensResult:
         panels = {title: value.numpy() for title, value in zip(titles, values, strict=True)}
         return lens_figures.label_heatmaps(panels, self.labels, "last")
 
-    def plot_sample(self, sample: int = 0, label: str | None = None) -> Figure:
-        """One sample as a heatmap, layers by positions: the probability of a label (the true one if None)."""
+    def positions(self, sample: int = 0) -> pd.DataFrame:
+        """Every position of a sample that was read, once, in the order of the sequence.
+
+        Returns:
+            columns as ``rows``, and ``audio``: whether the position hears the clip. The index is that of ``rows``.
+        """
+        rows = self.rows[self.rows["sample"] == sample]
+        heard = rows["start"].notna() | rows["span"].str.fullmatch(r"audio(\[\d+\])?(@.+)?")
+        rows = rows.assign(audio=rows["position"].isin(rows.loc[heard, "position"]))
+        return rows.drop_duplicates("position").sort_values("position")  # several names may share a position
+
+    def plot_sample(self, sample: int = 0, label: str | None = None, clip: Clip | None = None) -> Figure:
+        """One sample as a heatmap, layers by positions: the probability of a label (the true one if None).
+
+        Args:
+            clip: what the first audio positions hear, to be drawn above them.
+        """
         about = self.samples.iloc[sample]
         truth = None if pd.isna(about["truth"]) else about["truth"]
         label = label or truth or about["answer"]
-        of_sample = self.rows[self.rows["sample"] == sample]
-        rows = of_sample.drop_duplicates("position").sort_values("position")  # several names may share a position
+        rows = self.positions(sample)
         values = self.log_probs[:, rows.index.tolist(), self.labels.index(label)].exp().numpy()
         told = "" if truth is None else f", truth {truth!r}"
-        return lens_figures.sample_heatmap(values, rows, label, f"{about['sample']}{told}, answer {about['answer']!r}")
+        title = f"{about['sample']}{told}, answer {about['answer']!r}"
+        return lens_figures.sample_heatmap(values, rows, label, title, clip)
 
     def __repr__(self) -> str:
         said = f"logit lens of {self.header.model}: {len(self.samples)} samples, {self.n_layers} layers, "

@@ -112,8 +112,8 @@ def asked(clips: list[Clip]) -> list[Sample]:
 
 def check_section(section: Section, said: str, cells: list[str], figures: int) -> None:
     """Words with numbers, tables with these words in them, and a text for every picture that says what it shows."""
-    assert said in section.text[1]
-    assert re.search(r"\(.?\d\.\d\d to .?\d\.\d\d\)", section.text[1])
+    assert said in section.text[0]
+    assert re.search(r"\(.?\d\.\d\d to .?\d\.\d\d\)", section.text[0])
     assert all(f"<td>{cell}</td>" in (section.table or "") or f"<th>{cell}</th>" in section.table for cell in cells)
     assert len(section.figures) == figures
     assert all(picture.alt.startswith(f"{section.title}: ") and len(picture.alt) > 60 for picture in section.figures)
@@ -126,19 +126,19 @@ def test_a_section_on_patching(toy: LALM, asked: list[Sample]) -> None:
     )
     section = patch_section(result, "Patched")
     check_section(section, "Most is recovered by patching", ["hook_mlp_out", "audio", "all", "1.00 (1.00 to 1.00)"], 2)
-    assert " at hook_" in section.text[1]
-    assert "patching all" not in section.text[1], "to patch everything says nothing"
+    assert " at hook_" in section.text[0]
+    assert "patching all" not in section.text[0], "to patch everything says nothing"
     assert section.text[2].startswith("Grounding, ")
     assert "1.00 (1.00 to 1.00) at layer 0" in section.text[2]
     runs = (result.baseline("logit_diff", run) for run in ("clean", "corrupted"))
-    assert f"ahead by {np.subtract(*runs).mean():.2f} (" in section.text[0]
+    assert f"ahead by {np.subtract(*runs).mean():.2f} (" in section.text[1]
     assert "not clearly ahead" in section.caveat  # noise: the toy cannot know the answer
     noised = activation_patching(
         toy, pairs_from(asked, "silence"), ("dog", "cat"), positions=["last"], direction="noise"
     )
     text = patch_section(noised, "Noised").text
     assert len(text) == 2
-    assert text[1].startswith("Least is left by patching last at hook_resid_pre of layer 7: ")
+    assert text[0].startswith("Least is left by patching last at hook_resid_pre of layer 7: ")
 
 
 def test_a_section_on_single_positions_has_a_line_for_each(toy: LALM, asked: list[Sample]) -> None:
@@ -153,10 +153,10 @@ def test_a_section_on_knockout_names_the_control(toy: LALM, asked: list[Sample])
     section = knockout_section(result, "Cut")
     check_section(section, "Most is lost when last cannot read audio", ["last → audio", "control", "keys"], 1)
     worst = result.effects().query("cut == 'keys'")["probability"].min()
-    assert f"p(truth) changes by {worst:+.2f} (".replace("-", "−") in section.text[1]
-    assert "As many other keys, drawn by chance: " in section.text[1]
+    assert f"p(truth) changes by {worst:+.2f} (".replace("-", "−") in section.text[0]
+    assert "As many other keys, drawn by chance: " in section.text[0]
     alone = attention_knockout(toy, asked, ("dog", "cat"), ["last", "question"], layers=[4], control=False)
-    assert "drawn by chance" not in knockout_section(alone, "Cut").text[1]
+    assert "drawn by chance" not in knockout_section(alone, "Cut").text[0]
 
 
 def test_a_section_on_heads(asked: list[Sample]) -> None:

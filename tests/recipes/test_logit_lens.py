@@ -424,7 +424,7 @@ def test_pictures_are_drawn_with_and_without_truths(toy: LALM, batch, samples) -
     with_truth = logit_lens(toy, samples, ANIMALS, ["audio", "attribute"])
     lines = {line.get_label() for line in with_truth.plot().axes[0].get_lines()}
     assert {"last", "attribute", "audio", "chance"} <= lines
-    image = with_truth.plot_sample(1).axes[0].images[0].get_array()
+    image = with_truth.plot_sample(1).axes[0].collections[0].get_array()
     assert image.shape == (9, len(set(with_truth.rows.loc[with_truth.rows["sample"] == 1, "position"])))
     assert len(logit_lens(toy, batch, ANIMALS).plot().axes) == 4  # three samples and the colour bar
     assert "critical layer" in with_truth._repr_html_()
