@@ -19,7 +19,7 @@ from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.recipes.figure_style import COLOURS, HEAT, QUIET, colour_of, heat, line_with_band, open_frame
 
 OUTCOMES = {"success": (COLOURS[0], "answered rightly"), "failure": (COLOURS[1], "answered wrongly")}
-CELL, AUDIO_WIDTH = 0.12, 7.0  # inches: a position, and what all audio positions take together at the most
+CELL, AUDIO_WIDTH, MARK_WIDTH = 0.12, 7.0, 0.45  # inches: a position, all audio positions at the most, a mark of time
 SLICES = 800  # of a waveform, each drawn as its lowest and highest value
 MARKS, STEPS, EVERY = 12, (0.5, 1, 2, 5), 8  # marks of a time axis, seconds between them; audio positions without time
 
@@ -186,7 +186,8 @@ def _draw_clip(axes: Axes, clip: Clip, heard: pd.DataFrame, edges: Float[np.ndar
     axes.fill_between(middles[: len(pieces)], lows, highs, color=COLOURS[0], linewidth=0.4)
     largest = np.abs(clip.waveform).max() or 1.0
     axes.set(ylim=(-largest, largest), yticks=[])
-    marks = MaxNLocator(MARKS, steps=[1, 2, 5, 10]).tick_values(ends[0], ends[-1])
+    room = max(1, min(MARKS, int((edges[-1] - edges[0]) / MARK_WIDTH)))
+    marks = MaxNLocator(room, steps=[1, 2, 5, 10]).tick_values(ends[0], ends[-1])
     marks = marks[(marks >= ends[0]) & (marks <= ends[-1])]
     axes.xaxis.tick_top()
     axes.set_xticks(np.interp(marks, ends, edges), [f"{mark:g} s" for mark in marks], fontsize=7)

@@ -22,7 +22,16 @@ from audio_lens_plugin.recipes.enhancement import enhance_sweep
 from audio_lens_plugin.recipes.listening_heads import listening_heads
 from audio_lens_plugin.recipes.logit_lens import logit_lens
 from audio_lens_plugin.recipes.pairs import pairs_from
-from audio_lens_plugin.report import Section, html_table, lens_section, picture, subtitle_of, write_report
+from audio_lens_plugin.report import (
+    Section,
+    example_pictures,
+    folded_table,
+    html_table,
+    lens_section,
+    picture,
+    subtitle_of,
+    write_report,
+)
 
 
 class Page(HTMLParser):
@@ -71,9 +80,27 @@ def test_every_picture_has_words(page: str) -> None:
     assert all(len(attrs["alt"] or "") > 20 for attrs in images)
 
 
-def test_clips_can_be_played(page: str) -> None:
-    (audio,) = [attrs for tag, attrs in Page(page).tags if tag == "audio"]
+def test_clips_can_be_played_under_their_figure(page: str) -> None:
+    (place,) = [index for index, (tag, _) in enumerate(Page(page).tags) if tag == "audio"]
+    (before, image), (_, audio), (after, _) = Page(page).tags[place - 1 : place + 2]
+    assert (before, after) == ("img", "figcaption")
+    assert (image["alt"] or "").startswith("noise_8000: probability of dog")
     assert (audio["src"] or "").startswith("data:audio/ogg;base64,")
+
+
+def test_captions_tell_whose_seconds_these_are(page: str) -> None:
+    assert page.count("Seconds are those of the clip. Its waveform lies over the positions that hear it.") == 1
+    assert page.count("Seconds are those of the clip.") == 2, "one of the two examples came without its clip"
+
+
+def test_a_model_without_time_says_so(clips: list[Clip]) -> None:
+    desta = load("toy/desta2")
+    samples = [Sample("one", Prompt(clips=(clips[1],), answer="The animal is"), "dog")]
+    heard = example_pictures(logit_lens(desta, samples, ("dog", "cat"), ["audio"]), [(0, clips[1]), (0, None)])
+    assert heard[0].caption.endswith("which keep no time. The waveform above them has its own seconds.")
+    assert heard[1].caption.endswith("which keep no time.")
+    (deaf,) = example_pictures(logit_lens(desta, samples, ("dog", "cat")), [(0, clips[1])])
+    assert "time" not in deaf.caption
 
 
 def test_tags_are_balanced_and_words_are_escaped(page: str) -> None:
@@ -100,6 +127,43 @@ def test_a_page_without_figures(tmp_path: Path) -> None:
     path = write_report(tmp_path / "r.html", "t", "s", [Section("One", ("text",), table=table, listing="a < b")])
     assert "0.123" in path.read_text()
     assert "a &lt; b" in path.read_text()
+
+
+def test_sections_are_grouped_in_the_list_of_contents(tmp_path: Path) -> None:
+    groups = ("", "Findings", "Findings", "Lens", "Findings")
+    sections = [Section(f"Section {index}", group=group) for index, group in enumerate(groups, 1)]
+    page = write_report(tmp_path / "r.html", "t", "s", sections).read_text()
+    contents = page[page.index("<nav") : page.index("</nav>")]
+    told = re.findall(r'class="group"[^>]*>(\w+)<|href="#(s\d)">(Section \d)<', contents)
+    assert ["".join(entry) for entry in told] == [
+        *("s1Section 1", "Findings", "s2Section 2", "s3Section 3", "Lens", "s4Section 4", "Findings", "s5Section 5")
+    ]
+    assert re.findall(r'<section id="(s\d)".*\n<h2[^>]*>(.*)<', page) == [
+        (f"s{n}", f"Section {n}") for n in range(1, 6)
+    ]
+
+
+def test_a_verdict_is_a_word(tmp_path: Path) -> None:
+    sections = [Section("One", verdict="did not hold"), Section("Two")]
+    page = write_report(tmp_path / "r.html", "t", "s", sections).read_text()
+    assert re.findall(r'<p class="verdict ([a-z-]+)">.*</span> (.*)</p>', page) == [("did-not-hold", "did not hold")]
+    with pytest.raises(ValueError, match=r"Three: 'proved' is no verdict; choose one of held, did not hold, cannot be"):
+        Section("Three", verdict="proved")
+
+
+def test_a_long_table_is_folded_and_says_how_long_it_is() -> None:
+    folded = folded_table(pd.DataFrame({"a": range(96)}))
+    assert folded.startswith("<details><summary>Table, 96 rows</summary><table")
+    assert folded.count("<td>") == 96
+
+
+def test_the_parts_of_a_section_stand_in_their_order(tmp_path: Path) -> None:
+    figure = picture(plt.figure(), "nothing to see", "seen")
+    section = Section("Title", ("claim", "more"), "<table></table>", (figure,), "listed", "but", "held")
+    page = write_report(tmp_path / "r.html", "t", "s", [section]).read_text()
+    order = ["</h2>", "</span> held", 'class="lead">claim<', "<p>more<", "<img", ">seen<", "listed", "<table>", ">but<"]
+    places = [page.index(mark) for mark in order]
+    assert places == sorted(places)
 
 
 @pytest.fixture(scope="module")

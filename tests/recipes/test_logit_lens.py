@@ -19,7 +19,7 @@ from audio_lens_plugin.prompts import Prompt, Sample
 from audio_lens_plugin.recipes import logit_lens as room
 from audio_lens_plugin.recipes.logit_lens import LensResult, logit_lens
 from audio_lens_plugin.results import Header, ResultError
-from audio_lens_plugin.spans import SpanError
+from audio_lens_plugin.spans import Role, SpanError
 
 ANIMALS = ("dog", "cat", "cow")
 ANSWER = "The animal in the sound file is"
@@ -431,6 +431,28 @@ def test_pictures_are_drawn_with_and_without_truths(toy: LALM, batch, samples) -
     assert repr(with_truth).startswith("logit lens of toy/qwen2-audio: 5 samples, 8 layers, positions audio, attribute")
     assert "tensor" not in repr(with_truth)
     assert "noise" not in logit_lens(toy, batch, ANIMALS)._repr_html_()
+
+
+@pytest.mark.parametrize(("model", "positions"), [("toy/qwen2-audio", ["all"]), ("toy/desta2", ["all", "audio[0]"])])
+def test_a_result_knows_which_positions_hear(model: str, positions: list[str], samples) -> None:
+    """Those that hear seconds; where there are none, those that were asked for as audio."""
+    lalm = load(model)
+    result = logit_lens(lalm, samples[:2], ANIMALS, positions)
+    for index, sample in enumerate(samples[:2]):
+        roles = lalm.batch([sample.prompt]).positions.roles
+        table = result.positions(index)
+        assert len(table) == int((roles != Role.PAD).sum())
+        assert table["audio"].tolist() == (roles[roles != Role.PAD] == Role.AUDIO).tolist()
+        assert table["audio"].any()
+        assert table["position"].is_monotonic_increasing
+        assert (result.rows.loc[table.index, "sample"] == index).all()
+
+
+def test_a_clip_is_drawn_above_its_positions(toy: LALM, samples) -> None:
+    result = logit_lens(toy, samples, ANIMALS, ["audio"])
+    without, beside = (result.plot_sample(1, clip=clip) for clip in (None, samples[1].prompt.clips[0]))
+    assert len(beside.axes) == len(without.axes) + 1
+    np.testing.assert_array_equal(*(drawn.axes[-2].collections[0].get_array() for drawn in (without, beside)))
 
 
 def test_a_plan_says_what_a_run_takes(toy: LALM, batch) -> None:
