@@ -14,12 +14,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from string import whitespace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
 
 Form = Literal["spaced", "bare"]
+BEFORE_BARE = (*whitespace, "(")
 
 
 class LabelError(ValueError):
@@ -110,12 +112,13 @@ def label_tokens(tokenizer: Any, words: Sequence[str], form: Form = "spaced") ->
 
 
 def form_after(answers: Iterable[str | None]) -> Form:
-    """The form in which a label goes on from opened answers: spaced after words, bare where nothing is opened.
+    """The form in which a label goes on from opened answers: spaced after words, bare where nothing is opened and after
+    an opening bracket ("The answer is (").
 
     Raises:
         LabelError: the answers ask for different forms.
     """
-    forms: set[Form] = {"spaced" if answer and not answer[-1].isspace() else "bare" for answer in answers}
+    forms: set[Form] = {"spaced" if answer and not answer.endswith(BEFORE_BARE) else "bare" for answer in answers}
     if len(forms) > 1:
         raise LabelError(
             "some prompts open an answer and some do not: labels would be spaced for some and bare for others. "

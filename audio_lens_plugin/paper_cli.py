@@ -16,16 +16,26 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from audio_lens_plugin.datasets import ClipSet
+    from audio_lens_plugin.paper.design import Data
+    from audio_lens_plugin.questions import QuestionSet
 
 console = Console()
 
 Sakura = Annotated[Path | None, typer.Option("--sakura", help="SAKURA as published: the folder that holds its tracks.")]
+QuestionFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--questions",
+        help="Multiple-choice questions about clips: json, jsonl, csv, tsv, parquet, or a saved Hugging Face dataset.",
+    ),
+]
 
 
 def paper(
     out: Annotated[Path, typer.Option(help="Folder of the run; what is finished there is not run again.")],
     model: Model,
     sakura: Sakura = None,
+    questions: QuestionFile = None,
     batch_size: BatchSize = 8,
     dtype: Dtype = None,
     device: Annotated[
@@ -38,12 +48,12 @@ def paper(
         bool, typer.Option("--dry-run", help="Measure two batches, print time and memory, stop.")
     ] = False,
 ) -> None:
-    """Every analysis of the AudioLens paper for a model. A toy without --sakura runs on its own clips."""
+    """Every analysis of the AudioLens paper for a model. A toy without data runs on its own clips."""
     from audio_lens_plugin.paper.design import Settings
     from audio_lens_plugin.paper.forecast import forecast
     from audio_lens_plugin.paper.run import run_paper
 
-    data, share = _data(model, sakura), _share(shard)
+    data, share = _data(model, sakura, questions), _share(shard)
     settings = Settings(batch_size=batch_size, seed=seed, truncate=truncate)
     devices = [name.strip() for name in device.split(",")] if device else []
     if dry_run:
@@ -63,14 +73,16 @@ def paper(
 def merge(
     runs: Annotated[list[Path], typer.Argument(help="The folder of the shards, or their folders; the first gets all.")],
     sakura: Sakura = None,
+    questions: QuestionFile = None,
 ) -> None:
     """Tables, figures and report of finished shards. Name the clips again to hear them in the report."""
+    from audio_lens_plugin.loading import toys
     from audio_lens_plugin.paper.folder import RunFolder
     from audio_lens_plugin.paper.run import merge as merge_runs
 
     model = RunFolder.open(runs[0]).identity.model
-    clips = None if sakura is None and not model.startswith("toy/") else _data(model, sakura)
-    print(merge_runs(runs, clips))
+    named = sakura or questions or model in toys()
+    print(merge_runs(runs, _data(model, sakura, questions) if named else None))
 
 
 def compare(
@@ -83,15 +95,32 @@ def compare(
     print(compare_runs(runs, out))
 
 
-def _data(model: str, sakura: Path | None) -> dict[str, ClipSet]:
-    from audio_lens_plugin.datasets import DatasetError, sakura_tracks, toy_tracks
+def _data(model: str, sakura: Path | None, questions: Path | None) -> Data:
+    from audio_lens_plugin.datasets import DatasetError, toy_tracks
     from audio_lens_plugin.loading import toys
+    from audio_lens_plugin.questions import sakura_whole
 
+    found: dict[str, ClipSet | QuestionSet] = {}
     if sakura is not None:
-        return sakura_tracks(sakura)
-    if model in toys():
-        return toy_tracks(model)
-    raise DatasetError("name the clips: --sakura FOLDER (toys bring their own).")
+        found |= sakura_whole(sakura)
+    if questions is not None:
+        found |= _questions(questions)
+    if not found and model in toys():
+        found |= toy_tracks(model)
+    if not found:
+        raise DatasetError("name the clips: --sakura FOLDER or --questions FILE (toys bring their own).")
+    return found
+
+
+def _questions(source: Path) -> dict[str, QuestionSet]:
+    """A table, or a folder that a Hugging Face dataset was saved to."""
+    from audio_lens_plugin.questions import questions
+
+    if not source.is_dir():
+        return questions(source)
+    from datasets import load_from_disk
+
+    return questions(load_from_disk(str(source)))
 
 
 def _share(text: str | None) -> tuple[int, int] | None:

@@ -2,10 +2,11 @@
 
     questions("mmau-test-mini.json")                   sets of questions by name, one per task and number of options
     sakura_questions("SAKURA", hop="multi")            SAKURA's questions as published
+    sakura_whole("SAKURA")                             its tracks, and the single-hop questions about them
 
 The answers of a set are letters. A question is asked in one of these forms:
 
-    letters             user: [clip] What is heard? (A) dog (B) cat                assistant: The answer is
+    letters             user: [clip] What is heard? (A) dog (B) cat                assistant: The answer is (
     letters+no-audio    the control: the same words, no clip
     asked               user: [clip] What is heard? (a) dog (b) cat                nothing opened: for free answers
 
@@ -39,6 +40,7 @@ import pandas as pd
 from audio_lens_plugin.audio import as_clip
 from audio_lens_plugin.datasets import (
     PATH_COLUMNS,
+    ClipSet,
     DatasetError,
     Recordings,
     Samples,
@@ -47,6 +49,7 @@ from audio_lens_plugin.datasets import (
     hugging_face_clips,
     listed,
     read_table,
+    sakura_tracks,
     track_folders,
     words_of,
 )
@@ -58,12 +61,9 @@ QUESTION_COLUMNS = ("question", "instruction")
 OPTION_COLUMNS = ("choices", "options")
 SET_COLUMNS = ("task", "category")
 LETTERS, NO_AUDIO, ASKED = "letters", "letters+no-audio", "asked"
-OPENED = "The answer is"
+OPENED = "The answer is ("  # a letter after a space is no single token of many vocabularies
 MARK = re.compile(r"\(([A-Za-z])\)")
 LETTER = re.compile(r"\(?([A-Za-z])(?:[).:]|$)\s*(.*)", re.DOTALL)
-# In a free answer: "(b)", "b)", "B.", "B:", "B,", all of it a letter, or a capital that ends it (an answer that was cut
-# off may end in the word "a").
-SAID_LETTER = re.compile(r"(?<![\w.'])(?:[A-Za-z](?=[):,]|\.(?!\w))|[A-Z](?=\s*$))|^[a-z]$")
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,10 @@ class QuestionSet(Recordings):
         """The prompt forms in which the questions can be asked."""
         return LETTERS, ASKED, NO_AUDIO
 
+    def options(self, indices: Sequence[int]) -> list[tuple[str, ...]]:
+        """What the letters stand for in some of the questions."""
+        return [self.questions[index].options for index in indices]
+
     def samples(self, form: str = LETTERS) -> Samples:
         """Every question in this form; clips are read when a sample is taken.
 
@@ -209,33 +213,16 @@ def sakura_questions(
     return found
 
 
-def heard_option(text: str, options: Sequence[str]) -> int | None:
-    """Which option a freely generated text chooses: by its letter, else by naming it in whole words.
+def sakura_whole(folder: str | os.PathLike[str]) -> dict[str, ClipSet | QuestionSet]:
+    """What the paper asks: every SAKURA track that is there, and the single-hop questions of those that have them.
 
-    Args:
-        text: what was said: "(b)", "B.", "b)", "B", "It is a dog."
-        options: the possible answers, in the order of their letters.
-
-    Returns:
-        The option counted from 0; None where the text chooses none or several, or a letter and another's name.
+    Raises:
+        DatasetError: see `datasets.sakura_tracks` and `sakura_questions`.
     """
-    named = _named(text, options)
-    places = {ascii_lowercase.index(letter.lower()) for letter in SAID_LETTER.findall(text.strip())}
-    lettered = {place for place in places if place < len(options)}
-    chosen = lettered or named
-    if len(chosen) != 1 or (named and not chosen <= named):
-        return None
-    return next(iter(chosen))
-
-
-def _named(text: str, options: Sequence[str]) -> set[int]:
-    """The options named in a text; "wild cat" does not name "cat"."""
-    rest, found = text.casefold(), set()
-    for place in sorted(range(len(options)), key=lambda place: -len(options[place])):
-        words = re.escape(options[place].strip().casefold())
-        rest, times = re.subn(rf"(?<!\w){words}(?!\w)", "\n", rest)
-        if times:
-            found.add(place)
+    found: dict[str, ClipSet | QuestionSet] = dict(sakura_tracks(folder))
+    for track in track_folders(Path(folder)):
+        if "single_instruction" in read_table(track / "metadata.csv").columns:
+            found |= sakura_questions(track)
     return found
 
 

@@ -15,6 +15,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase
 
 import pandas as pd
 
@@ -26,6 +27,9 @@ from audio_lens_plugin.results import Header, load_tables, same_header, save_tab
 
 RECIPE = "free_answers"
 WORDS_OF_ONE_LETTER = ("A", "I")
+# In a free answer: "(b)", "b)", "B.", "B:", "B,", all of it a letter, or a capital that ends it (an answer that was cut
+# off may end in the word "a").
+SAID_LETTER = re.compile(r"(?<![\w.'])(?:[A-Za-z](?=[):,]|\.(?!\w))|[A-Z](?=\s*$))|^[a-z]$")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,6 +85,7 @@ def free_answers(
     samples: Sequence[Sample],
     labels: Labels | Sequence[str],
     *,
+    options: Sequence[Sequence[str]] | None = None,
     new_tokens: int = 10,
     form: str = "custom",
     truncate: bool = False,
@@ -92,6 +97,8 @@ def free_answers(
 
     Args:
         labels: the label words, read as what goes on from the opened answer (of the first sample), or their tokens.
+        options: for labels that are letters, what each of them stands for, sample by sample: an answer is then heard by
+            its letter or by its words (`heard_option`).
         new_tokens: the model writes up to this many.
         form: the prompt form, for the header.
         truncate: cut clips of samples that are longer than the model's window, with a warning.
@@ -100,22 +107,25 @@ def free_answers(
 
     Raises:
         LabelError: labels that begin with the same token.
-        ValueError: no samples, or no tokens to write.
+        ValueError: no samples, no tokens to write, or options of other samples.
     """
     if new_tokens < 1:
         raise ValueError(f"new_tokens={new_tokens}: a free answer takes at least one token.")
+    if options is not None and len(options) != len(samples):
+        raise ValueError(f"options of {len(options)} samples for {len(samples)} samples.")
     labels = labels_for(lalm, labels, [sample.prompt for sample in samples[:1]])
-    options = {"new_tokens": new_tokens, "label_form": labels.form, "truncate": truncate}
-    header = header_of(lalm, RECIPE, form, labels.words, options)
+    settings = {"new_tokens": new_tokens, "label_form": labels.form, "truncate": truncate}
+    header = header_of(lalm, RECIPE, form, labels.words, settings)
 
     def compute(part: Sequence[Sample], desk: Desk) -> AnswersResult:
         found = _answer(lalm, part, labels, header)
         desk.advance(len(part), len(part))
         return found
 
-    return sweep(
+    answers = sweep(
         samples, compute, AnswersResult, header=header, batch_size=batch_size, folder=folder, progress=progress
     )
+    return answers if options is None else _heard_by_options(answers, options)
 
 
 def heard_label(text: str, labels: Sequence[str]) -> str | None:
@@ -139,6 +149,25 @@ def heard_label(text: str, labels: Sequence[str]) -> str | None:
     return named.pop() if len(named) == 1 else None
 
 
+def heard_option(text: str, options: Sequence[str]) -> int | None:
+    """Which option a freely generated text chooses: by its letter, else by naming it in whole words.
+
+    Args:
+        text: what was said: "(b)", "B.", "b)", "B", "It is a dog."
+        options: the possible answers, in the order of their letters.
+
+    Returns:
+        The option counted from 0; None where the text chooses none or several, or a letter and another's name.
+    """
+    named = _named(text, options)
+    places = {ascii_lowercase.index(letter.lower()) for letter in SAID_LETTER.findall(text.strip())}
+    lettered = {place for place in places if place < len(options)}
+    chosen = lettered or named
+    if len(chosen) != 1 or (named and not chosen <= named):
+        return None
+    return next(iter(chosen))
+
+
 def _naming(label: str) -> str:
     """A regular expression, without groups, for the ways in which a text may name a label."""
     if len(label) == 1:
@@ -148,6 +177,17 @@ def _naming(label: str) -> str:
         return rf"(?<!\w)(?:{letter}(?!{follows})|(?i:{letter})\))"
     words = r"\s+".join(map(re.escape, label.split()))
     return rf"(?<!\w)(?i:{words})(?!\w)"
+
+
+def _named(text: str, options: Sequence[str]) -> set[int]:
+    """The options named in a text; "wild cat" does not name "cat"."""
+    rest, found = text.casefold(), set()
+    for place in sorted(range(len(options)), key=lambda place: -len(options[place])):
+        words = re.escape(options[place].strip().casefold())
+        rest, times = re.subn(rf"(?<!\w){words}(?!\w)", "\n", rest)
+        if times:
+            found.add(place)
+    return found
 
 
 def _answer(lalm: LALM, samples: Sequence[Sample], labels: Labels, header: Header) -> AnswersResult:
@@ -164,6 +204,12 @@ def _answer(lalm: LALM, samples: Sequence[Sample], labels: Labels, header: Heade
         }
     )
     return AnswersResult(header, _with_none(table))
+
+
+def _heard_by_options(answers: AnswersResult, options: Sequence[Sequence[str]]) -> AnswersResult:
+    places = [heard_option(text, of_sample) for text, of_sample in zip(answers.samples["said"], options, strict=True)]
+    heard = [None if place is None else answers.header.labels[place] for place in places]
+    return AnswersResult(answers.header, _with_none(answers.samples.assign(heard=pd.Series(heard, dtype="object"))))
 
 
 def _with_none(samples: pd.DataFrame) -> pd.DataFrame:

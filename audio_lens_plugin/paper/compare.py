@@ -68,11 +68,8 @@ def _names(runs: Sequence[RunFolder]) -> list[str]:
 
 
 def _common_forms(runs: Sequence[RunFolder]) -> dict[str, str]:
-    forms: dict[str, str] = {}
-    others = [{subject.name for subject in run.identity.subjects} for run in runs[1:]]
-    for subject in runs[0].identity.subjects:
-        if all(subject.name in names for names in others):
-            forms[subject.name] = subject.causal
+    first, *others = ({one.name: one.causal for one in run.identity.subjects} for run in runs)
+    forms = {name: form for name, form in first.items() if form and all(other.get(name) == form for other in others)}
     if not forms:
         raise ResultError("the runs have no track in common.")
     return forms

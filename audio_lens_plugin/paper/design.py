@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 from audio_lens_plugin.datasets import ClipSet
 from audio_lens_plugin.prompts import Sample
+from audio_lens_plugin.questions import ASKED, LETTERS, QuestionSet
 from audio_lens_plugin.tracks import PromptForm
 
 CLIP, SILENCE, NO_AUDIO = "clip", "silence", "no-audio"
@@ -30,6 +31,8 @@ CONTROLS = (CLIP, SILENCE, NO_AUDIO)
 LENS, FREE, KNOCKOUT, PATCHING, ENHANCEMENT = "lens", "free", "knockout", "patching", "enhancement"
 EXPERIMENTS = (LENS, FREE, KNOCKOUT, PATCHING, ENHANCEMENT)
 CAUSAL_FORM = "reversed+is+question"
+Data = Mapping[str, ClipSet | QuestionSet]
+"""What a run is about: tracks and sets of questions by their names."""
 
 
 @dataclass(frozen=True)
@@ -58,26 +61,28 @@ class Subject:
     """What is asked about some clips; no clip is in it, so that it can stand in a file.
 
     Attributes:
-        name: of the track.
+        name: of the track, or of the set of questions.
         labels: the possible answers.
         clips: how many there are.
-        forms: the prompt forms of the lens and of free answers.
-        causal: the prompt form of the causal experiments.
+        forms: the prompt forms of the lens.
+        free: the prompt forms of free answers.
+        causal: the prompt form of the causal experiments, which figures and findings show; None without these.
     """
 
     name: str
     labels: tuple[str, ...]
     clips: int
     forms: tuple[str, ...]
-    causal: str
+    free: tuple[str, ...]
+    causal: str | None
 
     def asked(self, experiment: str) -> list[tuple[str, str]]:
         """The prompt forms and controls of an experiment."""
         if experiment == LENS:
             return list(product(self.forms, CONTROLS))
         if experiment == FREE:
-            return list(product(self.forms, (CLIP, SILENCE)))
-        return [(self.causal, CLIP)]
+            return list(product(self.free, (CLIP, SILENCE)))
+        return [] if self.causal is None else [(self.causal, CLIP)]
 
 
 @dataclass(frozen=True)
@@ -96,10 +101,24 @@ class Unit:
         return Path(self.experiment, quote(self.track, safe=" ()"), self.form, self.control, f"{self.batch:04}")
 
 
-def subjects_of(data: Mapping[str, ClipSet]) -> list[Subject]:
-    """Every track in the paper's prompt forms."""
+def subjects_of(data: Data) -> list[Subject]:
+    """Every track in the paper's prompt forms, every set of questions in letters.
+
+    Where there are tracks, the causal experiments are theirs alone: questions beside them ask for the same once more.
+    """
     forms = tuple(str(form) for form in PromptForm.all() if form.audio)
-    return [Subject(name, clips.track.labels, len(clips), forms, CAUSAL_FORM) for name, clips in data.items()]
+    of_track = {"forms": forms, "free": forms, "causal": CAUSAL_FORM}
+    tracks = any(isinstance(recordings, ClipSet) for recordings in data.values())
+    of_questions = {"forms": (LETTERS,), "free": (ASKED,), "causal": None if tracks else LETTERS}
+    return [
+        Subject(
+            name,
+            recordings.track.labels,
+            len(recordings),
+            **(of_questions if isinstance(recordings, QuestionSet) else of_track),
+        )
+        for name, recordings in data.items()
+    ]
 
 
 def units(subjects: Sequence[Subject], batch_size: int) -> list[Unit]:
@@ -113,7 +132,7 @@ def units(subjects: Sequence[Subject], batch_size: int) -> list[Unit]:
     ]
 
 
-def by_length(clips: ClipSet) -> list[int]:
+def by_length(clips: ClipSet | QuestionSet) -> list[int]:
     """Indices of the clips, the longest first: what does not fit into memory is told at once.
 
     Clips of a batch are then nearly as long as each other, so that little of it is padding.
@@ -122,7 +141,7 @@ def by_length(clips: ClipSet) -> list[int]:
     return sorted(range(len(clips)), key=lambda index: (-seconds[index], clips.names[index]))
 
 
-def samples_of(clips: ClipSet, form: str, control: str, indices: Sequence[int]) -> list[Sample]:
+def samples_of(clips: ClipSet | QuestionSet, form: str, control: str, indices: Sequence[int]) -> list[Sample]:
     """Some of the clips, asked in a form under a control."""
     asked = clips.samples(f"{form}+{NO_AUDIO}" if control == NO_AUDIO else form)
     chosen = [asked[index] for index in indices]

@@ -20,13 +20,18 @@ from audio_lens_plugin.recipes.pairs import pairs_from
 
 @dataclass(frozen=True)
 class Task:
-    """What an experiment is given: the model, a batch of samples, and what they are asked."""
+    """What an experiment is given: the model, a batch of samples, and what they are asked.
+
+    Attributes:
+        options: what the labels of each sample stand for, where they are letters.
+    """
 
     lalm: LALM
     samples: Sequence[Sample]
     unit: Unit
     subject: Subject
     settings: Settings
+    options: Sequence[Sequence[str]] | None = None
 
     @property
     def common(self) -> dict[str, Any]:
@@ -51,7 +56,12 @@ def _lens(task: Task) -> LensResult:
 
 def _free(task: Task) -> AnswersResult:
     return free_answers(
-        task.lalm, task.samples, task.subject.labels, new_tokens=task.settings.new_tokens, **task.common
+        task.lalm,
+        task.samples,
+        task.subject.labels,
+        options=task.options,
+        new_tokens=task.settings.new_tokens,
+        **task.common,
     )
 
 

@@ -10,16 +10,17 @@ import pandas as pd
 from audio_lens_plugin.audio import as_clip
 from audio_lens_plugin.datasets import ClipSet
 from audio_lens_plugin.paper import figures
-from audio_lens_plugin.paper.design import CLIP, LENS
+from audio_lens_plugin.paper.design import CLIP, LENS, Data
 from audio_lens_plugin.paper.figures import Drawn
 from audio_lens_plugin.paper.folder import RunFolder, write_figure, write_table, write_whole
 from audio_lens_plugin.paper.sections import about_section, examples_section, sections_of
 from audio_lens_plugin.paper.tables import run_tables
+from audio_lens_plugin.questions import QuestionSet
 from audio_lens_plugin.recipes.logit_lens import LensResult
 from audio_lens_plugin.report import Section, picture, write_report
 
 
-def finish(run: RunFolder, data: Mapping[str, ClipSet]) -> Path:
+def finish(run: RunFolder, data: Data) -> Path:
     """Write ``tables/``, ``figures/`` and ``report.html`` of a whole run; returns the path of the report.
 
     Args:
@@ -31,7 +32,7 @@ def finish(run: RunFolder, data: Mapping[str, ClipSet]) -> Path:
     tables = run_tables(run)
     for name, table in tables.items():
         write_table(run.path / "tables", name, table)
-    forms = {subject.name: subject.causal for subject in run.identity.subjects}
+    forms = {subject.name: subject.causal for subject in run.identity.subjects if subject.causal}
     pictures = {}
     for name, drawn in draw(tables, forms):
         write_figure(run.path / "figures", name, drawn.figure)
@@ -74,7 +75,7 @@ def _shown(table: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFrame:
     return table[table["track"].isin(list(forms))]
 
 
-def _examples(run: RunFolder, track: str, clips: ClipSet | None) -> Section:
+def _examples(run: RunFolder, track: str, clips: ClipSet | QuestionSet | None) -> Section:
     """The first clip that is answered rightly and the first that is not, in the form whose audio was read."""
     (subject,) = (subject for subject in run.identity.subjects if subject.name == track)
     result: LensResult = run.result(LENS, track, subject.forms[0], CLIP)

@@ -88,7 +88,7 @@ class Identity:
         fields = json.loads(text)
         fields["settings"] = Settings(**fields["settings"])
         fields["subjects"] = tuple(
-            Subject(**{**subject, "labels": tuple(subject["labels"]), "forms": tuple(subject["forms"])})
+            Subject(**{**subject, **{name: tuple(subject[name]) for name in ("labels", "forms", "free")}})
             for subject in fields["subjects"]
         )
         return cls(**fields)

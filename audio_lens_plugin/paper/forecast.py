@@ -10,16 +10,15 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from audio_lens_plugin.datasets import ClipSet
 from audio_lens_plugin.lalm import LALM
-from audio_lens_plugin.paper.design import EXPERIMENTS, Settings, Unit
+from audio_lens_plugin.paper.design import EXPERIMENTS, Data, Settings, Unit
 from audio_lens_plugin.paper.folder import RunFolder
 from audio_lens_plugin.paper.run import begin, load_for_run, run_unit
 
@@ -28,7 +27,7 @@ GIB = 2**30
 
 def forecast(
     model: str,
-    data: Mapping[str, ClipSet],
+    data: Data,
     out: str | os.PathLike[str],
     *,
     settings: Settings | None = None,
@@ -58,7 +57,7 @@ def forecast(
     return pd.DataFrame(lines)
 
 
-def _measured(lalm: LALM, run: RunFolder, data: Mapping[str, ClipSet], units: list[Unit]) -> dict[str, float]:
+def _measured(lalm: LALM, run: RunFolder, data: Data, units: list[Unit]) -> dict[str, float]:
     batches = [unit for unit in units if (unit.track, unit.form, unit.control) == _largest(run, units)]
     _forget_memory()
     run_unit(lalm, run, data, batches[0])

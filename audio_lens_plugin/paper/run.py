@@ -1,7 +1,7 @@
 """Every analysis of the AudioLens paper (arXiv 2506.05140) for one model, in one call.
 
     run_paper("toy/qwen2-audio", toy_tracks("toy/qwen2-audio"), "out/paper")
-    run_paper("Qwen/Qwen2-Audio-7B-Instruct", sakura_tracks("SAKURA/data"), "out/qwen2", devices=["cuda:0", "cuda:1"])
+    run_paper("Qwen/Qwen2-Audio-7B-Instruct", sakura_whole("SAKURA"), "out/qwen2", devices=["cuda:0", "cuda:1"])
 
 The work is a list of units (see `design`). Whoever runs it, on one machine or as one of several shards, takes units
 that are not finished, one after the other, and leaves each as a folder of its own. When all are there, `finish` makes
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -25,14 +25,15 @@ import pandas as pd
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from audio_lens_plugin.datasets import ClipSet
 from audio_lens_plugin.labels import form_after
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.loading import load, toys
-from audio_lens_plugin.paper.design import CLIP, Settings, Unit, by_length, samples_of, subjects_of
+from audio_lens_plugin.paper.design import CLIP, Data, Settings, Unit, by_length, samples_of, subjects_of
 from audio_lens_plugin.paper.experiments import KINDS, Task
 from audio_lens_plugin.paper.finish import finish
 from audio_lens_plugin.paper.folder import Identity, RunFolder
+from audio_lens_plugin.questions import QuestionSet
+from audio_lens_plugin.results import ResultError
 
 Shard = tuple[int, int]
 LOOK_EVERY = 0.5  # seconds
@@ -40,7 +41,7 @@ LOOK_EVERY = 0.5  # seconds
 
 def run_paper(
     model: str,
-    data: Mapping[str, ClipSet],
+    data: Data,
     out: str | os.PathLike[str],
     *,
     settings: Settings | None = None,
@@ -53,8 +54,9 @@ def run_paper(
 
     Args:
         model: a repo id, a folder, or a toy.
-        data: clips by the name of their track: `datasets.sakura_tracks`, `datasets.toy_tracks`, or any other; also
-            question sets (`questions.questions`).
+        data: clips by the name of their track (`questions.sakura_whole`, `datasets.toy_tracks`, or any other), and sets
+            of questions by theirs (`questions.questions`). Where there are tracks, questions are only asked: what is
+            causal is measured on the tracks.
         out: the folder of the run.
         settings: see `design.Settings`.
         dtype: of the weights; the checkpoint's own if None.
@@ -82,7 +84,7 @@ def run_paper(
     return run.path if shard else finish(run, data)
 
 
-def begin(lalm: LALM, data: Mapping[str, ClipSet], out: Path, settings: Settings) -> RunFolder:
+def begin(lalm: LALM, data: Data, out: Path, settings: Settings) -> RunFolder:
     """The folder of a run of this model, new or gone on with.
 
     Raises:
@@ -94,12 +96,11 @@ def begin(lalm: LALM, data: Mapping[str, ClipSet], out: Path, settings: Settings
         for form in subject.forms:
             opened = samples_of(data[subject.name], form, CLIP, [0])[0].prompt.answer
             lalm.labels(subject.labels, form_after([opened])).check_first()
-    digest = sha256("".join(clips.digest() for clips in data.values()).encode()).hexdigest()[:16]
-    identity = Identity.of(lalm, digest, subjects, settings)
+    identity = Identity.of(lalm, _digest(data), subjects, settings)
     return RunFolder.begin(out, identity, _clip_table(data))
 
 
-def run_unit(lalm: LALM, run: RunFolder, data: Mapping[str, ClipSet], unit: Unit) -> Any:
+def run_unit(lalm: LALM, run: RunFolder, data: Data, unit: Unit) -> Any:
     """Compute one unit and leave it among the run's parts; returns its result."""
     clips, settings = data[unit.track], run.identity.settings
     (subject,) = (subject for subject in run.identity.subjects if subject.name == unit.track)
@@ -107,12 +108,13 @@ def run_unit(lalm: LALM, run: RunFolder, data: Mapping[str, ClipSet], unit: Unit
     mine = indices[unit.batch * settings.batch_size : (unit.batch + 1) * settings.batch_size]
     samples = samples_of(clips, unit.form, unit.control, mine)
     _, compute = KINDS[unit.experiment]
-    result = compute(Task(lalm, samples, unit, subject, settings))
+    options = clips.options(mine) if isinstance(clips, QuestionSet) else None
+    result = compute(Task(lalm, samples, unit, subject, settings, options))
     result.save(run.part(unit))
     return result
 
 
-def merge(runs: Sequence[str | os.PathLike[str]], data: Mapping[str, ClipSet] | None = None) -> Path:
+def merge(runs: Sequence[str | os.PathLike[str]], data: Data | None = None) -> Path:
     """Tables, figures and report of shards that ran in one folder, or in several; returns the path of the report.
 
     Args:
@@ -120,9 +122,13 @@ def merge(runs: Sequence[str | os.PathLike[str]], data: Mapping[str, ClipSet] | 
         data: the clips, to be played in the report; it has no sound without them.
 
     Raises:
-        ResultError: runs of different things, or batches that nobody finished.
+        ResultError: runs of different things, batches that nobody finished, or other clips.
     """
     first, *others = (RunFolder.open(Path(path)) for path in runs)
+    if data and _digest(data) != first.identity.data:
+        raise ResultError(
+            f"{first.path} was run on other clips than these. Name those, or none: the report is then mute."
+        )
     for other in others:
         first.take(other)
     return finish(first, data or {})
@@ -137,7 +143,7 @@ def load_for_run(model: str, dtype: torch.dtype | str | None, device: str | None
 
 def _share(
     model: str,
-    data: Mapping[str, ClipSet],
+    data: Data,
     out: Path,
     settings: Settings,
     dtype: torch.dtype | str | None,
@@ -160,7 +166,7 @@ def _share(
 
 def _on_devices(
     model: str,
-    data: Mapping[str, ClipSet],
+    data: Data,
     out: Path,
     settings: Settings,
     dtype: torch.dtype | str | None,
@@ -187,7 +193,12 @@ def _on_devices(
     return runs[0]
 
 
-def _clip_table(data: Mapping[str, ClipSet]) -> pd.DataFrame:
+def _digest(data: Data) -> str:
+    """A content hash of all clips and what is asked about them."""
+    return sha256("".join(clips.digest() for clips in data.values()).encode()).hexdigest()[:16]
+
+
+def _clip_table(data: Data) -> pd.DataFrame:
     """The clips in the order of their batches; ``index`` is the place in the data set."""
     tables = []
     for track, clips in data.items():

@@ -78,12 +78,14 @@ def run_tables(run: RunFolder) -> dict[str, pd.DataFrame]:
                 found[name].append(table)
         for form, control in subject.asked(FREE):
             found["answers"].append(_free_answers(run, subject, form, control))
-        for name, table in _causal_tables(run, subject, subject.causal, seed).items():
+        for name, table in _causal_tables(run, subject, seed).items():
             found[name].append(table)
     answers = _answers(found.pop("answers"))
     tables = {"answers": answers, "accuracy": _accuracy(answers, run, seed), "controls": _controls(answers, seed)}
     tables |= {name: pd.concat(parts, ignore_index=True) for name, parts in found.items() if parts}
-    tables["correlation"] = correlations(tables["critical_layers"], seed)
+    shown = [subject.name for subject in run.identity.subjects if subject.causal]
+    critical = tables["critical_layers"]
+    tables["correlation"] = correlations(critical[critical["track"].isin(shown)], seed)
     tables["enhancement"]["p_of_all"] = holm(tables["enhancement"]["p"].to_numpy())
     return {name: tables[name] for name in TABLES}
 
@@ -273,7 +275,11 @@ def _as_bool(column: pd.Series) -> Bool[np.ndarray, " clips"]:
     return column.to_numpy(float).astype(bool)
 
 
-def _causal_tables(run: RunFolder, subject: Subject, form: str, seed: int) -> dict[str, pd.DataFrame]:
+def _causal_tables(run: RunFolder, subject: Subject, seed: int) -> dict[str, pd.DataFrame]:
+    form = subject.causal
+    if form is None:
+        return {}
+
     def result(experiment: str) -> Any:
         return run.result(experiment, subject.name, form, CLIP)
 
