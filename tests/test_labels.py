@@ -113,7 +113,14 @@ def test_an_unknown_label_is_refused_with_those_there_are(tokenizer: Any) -> Non
 
 @pytest.mark.parametrize(
     ("answers", "form"),
-    [(["It is"], "spaced"), (["It is "], "bare"), ([None], "bare"), (["", None], "bare"), (["It is", "A"], "spaced")],
+    [
+        (["It is"], "spaced"),
+        (["It is "], "bare"),
+        ([None], "bare"),
+        (["", None], "bare"),
+        (["It is", "A"], "spaced"),
+        (["It is ("], "bare"),
+    ],
 )
 def test_a_label_goes_on_from_the_opened_answer(answers: list, form: str) -> None:
     assert form_after(answers) == form

@@ -15,9 +15,9 @@ import soundfile
 from sakura_layout import lay_out
 
 from audio_lens_plugin.audio import AudioError
-from audio_lens_plugin.datasets import DatasetError
+from audio_lens_plugin.datasets import ClipSet, DatasetError
 from audio_lens_plugin.lalm import LALM
-from audio_lens_plugin.questions import Question, QuestionSet, heard_option, questions, sakura_questions
+from audio_lens_plugin.questions import Question, QuestionSet, questions, sakura_questions, sakura_whole
 from audio_lens_plugin.recipes.logit_lens import logit_lens
 from audio_lens_plugin.spans import Role
 
@@ -55,8 +55,8 @@ def refusal(attempt: Callable, *arguments: Any) -> str:
 
 
 ASKED = {
-    "letters": ("What is heard? (A) dog (B) cat (C) cow", "The answer is", 1),
-    "letters+no-audio": ("What is heard? (A) dog (B) cat (C) cow", "The answer is", 0),
+    "letters": ("What is heard? (A) dog (B) cat (C) cow", "The answer is (", 1),
+    "letters+no-audio": ("What is heard? (A) dog (B) cat (C) cow", "The answer is (", 0),
     "asked": ("What is heard? (a) dog (b) cat (c) cow", None, 1),
 }
 
@@ -248,52 +248,12 @@ def test_other_words_have_another_digest(tmp_path: Path, row: dict, change: dict
     assert other.digest() != asked.digest()
 
 
-HEARD = {
-    "(b)": 1,
-    "B": 1,
-    " b\n": 1,
-    "b)": 1,
-    "B. ": 1,
-    "(b) cat": 1,
-    "The answer is C": 2,
-    "The answer is C.": 2,
-    "B: cat": 1,
-    "It is a Dog.": 0,
-    "a dog, not a wild dog": None,
-    "It is a wild dog": 3,
-    "A dog barks": 0,
-    "The sound is of a": None,
-    "dogs and cats": None,
-    "dog or cat": None,
-    "(a) or (b)": None,
-    "(a) cat": None,
-    "(b) cat, not the dog": 1,
-    "(x)": None,
-    "i.e. a cow": 2,
-    "that's d'accord": None,
-    "": None,
-}
-
-
-@pytest.mark.parametrize("said", HEARD)
-def test_a_free_answer_chooses_what_it_names(said: str) -> None:
-    assert heard_option(said, (*ANIMALS, "wild dog")) == HEARD[said]
-
-
-@pytest.mark.parametrize("said", ["e.g. a cow", "E.G. a cow"])
-def test_an_abbreviation_is_no_letter(said: str) -> None:
-    assert heard_option(said, (*ANIMALS, "pig", "hen", "frog", "crow")) == 2
-
-
-def test_options_that_are_no_plain_words_are_heard() -> None:
-    assert heard_option("It costs $5 (c. 1900).", ("$4", "$5")) == 1
-
-
 def test_a_model_answers_questions_in_letters(toy: LALM, tmp_path: Path) -> None:
-    """The toy's vocabulary has no letters after a space, so they are read as whole labels."""
+    """Bare letters, as they stand after the opening bracket: a letter after a space is no token of this vocabulary."""
     asked = sakura_questions(lay_out(tmp_path))["Animal single-hop (4 options)"]
-    result = logit_lens(toy, asked.samples()[:2], asked.track.labels, whole=True)
+    result = logit_lens(toy, asked.samples()[:2], asked.track.labels)
     assert list(result.samples["truth"]) == list(asked.labels[:2])
+    assert result.header.options["label_form"] == "bare"
 
 
 def test_the_attribute_of_a_question_is_a_word_of_the_opened_answer(toy: LALM, tmp_path: Path, row: dict) -> None:
@@ -326,6 +286,17 @@ def test_a_track_without_questions_of_that_hop_is_refused(tmp_path: Path) -> Non
     path = lay_out(tmp_path) / "data" / "Animal" / "metadata.csv"
     pd.read_csv(path).drop(columns="multi_answer").to_csv(path, index=False)
     assert "one of multi_answer is needed" in refusal(sakura_questions, tmp_path, "multi")
+
+
+def test_a_whole_sakura_is_its_tracks_and_the_questions_that_are_there(tmp_path: Path) -> None:
+    folder = lay_out(tmp_path)
+    path = folder / "data" / "Emotion" / "metadata.csv"
+    pd.read_csv(path).drop(columns=["single_instruction", "single_answer"]).to_csv(path, index=False)
+    kinds = {name: type(one) for name, one in sakura_whole(folder).items()}
+    asked = ("Animal single-hop (4 options)", "Gender single-hop (2 options)", "Language single-hop (4 options)")
+    assert kinds == dict.fromkeys(("Animal", "Emotion", "Gender", "Language"), ClipSet) | dict.fromkeys(
+        asked, QuestionSet
+    )
 
 
 @pytest.mark.parametrize("hop", ["single", "multi"])

@@ -23,6 +23,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from audio_lens_plugin.labels import form_after
@@ -213,7 +214,7 @@ def _clip_table(data: Data) -> pd.DataFrame:
 def _bar(out: Path, shard: Shard | None, show: bool) -> Iterator[Any]:
     """A bar of the finished batches, whichever process finished them; gives what is called to move it."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), disable=not show) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not show) as bar:
         task = bar.add_task("loading the model", total=None)
         looked = 0.0
 

@@ -64,7 +64,7 @@ class _Lens:
 
 
 def run_tables(run: RunFolder) -> dict[str, pd.DataFrame]:
-    """All tables of a finished run, by the names of `TABLES`.
+    """All tables of a finished run, by the names of `TABLES`; no ``question_words`` where each clip has its question.
 
     Raises:
         ResultError: units are missing.
@@ -87,7 +87,7 @@ def run_tables(run: RunFolder) -> dict[str, pd.DataFrame]:
     critical = tables["critical_layers"]
     tables["correlation"] = correlations(critical[critical["track"].isin(shown)], seed)
     tables["enhancement"]["p_of_all"] = holm(tables["enhancement"]["p"].to_numpy())
-    return {name: tables[name] for name in TABLES}
+    return {name: tables[name] for name in TABLES if name in tables}
 
 
 def correlations(critical: pd.DataFrame, seed: int = 0, of: Sequence[str] = ("track", "form")) -> pd.DataFrame:

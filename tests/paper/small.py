@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +22,24 @@ def four_clips() -> dict[str, ClipSet]:
     return {"Gender": replace(clips, **fields)}
 
 
-def table_bytes(run: Path) -> dict[str, bytes]:
+def four_questions(folder: Path) -> Path:
+    """Questions as MMAU writes them, about three of the four clips; the first clip is asked about twice."""
+    clips = four_clips()["Gender"]
+    rows = []
+    for row, place in enumerate((0, 0, 1, 2)):
+        shutil.copy(clips.sources[place], folder / clips.names[place])
+        options = ["male", "female"] if row % 2 else ["female", "male"]
+        question = "Who speaks?" if row else "What is the gender of the speaker in the speech?"
+        rows.append(
+            {"audio_id": clips.names[place], "question": question, "choices": options, "answer": clips.labels[place]}
+        )
+    path = folder / "voices.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def table_bytes(run: Path, tables: int = 14) -> dict[str, bytes]:
     """Every table of a run, as it lies on disk."""
     found = {path.name: path.read_bytes() for path in sorted((run / "tables").glob("*.parquet"))}
-    assert len(found) == 14
+    assert len(found) == tables
     return found

@@ -13,7 +13,7 @@ import audio_lens_plugin as alp
 from audio_lens_plugin.labels import LabelError
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.prompts import Sample
-from audio_lens_plugin.recipes.free_answers import AnswersResult, free_answers, heard_label
+from audio_lens_plugin.recipes.free_answers import AnswersResult, free_answers, heard_label, heard_option
 from audio_lens_plugin.results import Header, ResultError
 
 ANIMALS = alp.TRACKS["Animal"].labels
@@ -86,6 +86,47 @@ def found(toy: LALM) -> AnswersResult:
     return free_answers(toy, emotions(), EMOTIONS, batch_size=4, form="open+is")
 
 
+CHOSEN = {
+    "(b)": 1,
+    "B": 1,
+    " b\n": 1,
+    "b)": 1,
+    "B. ": 1,
+    "(b) cat": 1,
+    "The answer is C": 2,
+    "The answer is C.": 2,
+    "B: cat": 1,
+    "It is a Dog.": 0,
+    "a dog, not a wild dog": None,
+    "It is a wild dog": 3,
+    "A dog barks": 0,
+    "The sound is of a": None,
+    "dogs and cats": None,
+    "dog or cat": None,
+    "(a) or (b)": None,
+    "(a) cat": None,
+    "(b) cat, not the dog": 1,
+    "(x)": None,
+    "i.e. a cow": 2,
+    "that's d'accord": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize("said", CHOSEN)
+def test_a_free_answer_chooses_what_it_names(said: str) -> None:
+    assert heard_option(said, ("dog", "cat", "cow", "wild dog")) == CHOSEN[said]
+
+
+@pytest.mark.parametrize("said", ["e.g. a cow", "E.G. a cow"])
+def test_an_abbreviation_is_no_letter(said: str) -> None:
+    assert heard_option(said, ("dog", "cat", "cow", "pig", "hen", "frog", "crow")) == 2
+
+
+def test_options_that_are_no_plain_words_are_heard() -> None:
+    assert heard_option("It costs $5 (c. 1900).", ("$4", "$5")) == 1
+
+
 def test_what_is_said_is_what_transformers_writes_for_each_clip_alone(toy: LALM, found: AnswersResult) -> None:
     for sample, line in zip(emotions(), found.samples.itertuples(), strict=True):
         inputs = toy.inputs(toy.batch([sample.prompt]))
@@ -113,6 +154,18 @@ def test_a_model_that_speaks_of_something_else_is_not_heard(toy: LALM) -> None:
     assert found.samples["heard"].tolist() == [None] * 3
     assert all(text.strip() in EMOTIONS for text in found.samples["said"])
     assert found.accuracy == 0.0
+
+
+def test_letters_are_heard_by_what_they_stand_for(toy: LALM) -> None:
+    """The toy says "fear" or another emotion; which letter that is differs from sample to sample."""
+    samples = [replace(sample, label="A") for sample in emotions()[:3]]
+    said = free_answers(toy, samples, toy.labels(["A", "B"], "bare")).samples["said"].str.strip()
+    options = [(said[0], "loud"), ("loud", said[1]), ("loud", "low")]
+    found = free_answers(toy, samples, toy.labels(["A", "B"], "bare"), options=options, batch_size=2)
+    assert found.samples["heard"].tolist() == ["A", "B", None]
+    assert found.accuracy == 1 / 3
+    with pytest.raises(ValueError, match="options of 2 samples for 3 samples"):
+        free_answers(toy, samples, ["A", "B"], options=options[:2])
 
 
 def test_longer_answers_are_asked_for(toy: LALM) -> None:
