@@ -34,11 +34,19 @@ class Track(Attribute):
     """One attribute of a clip, and the sentences that ask for it.
 
     Source of labels and sentences: the code of AudioLens (github ckyang1124/AudioLens).
+
+    Raises:
+        ValueError: a sentence does not name the attribute, so that no position of a prompt would be that of its word.
     """
 
     question: str
     open: str
     reversed: str
+
+    def __post_init__(self) -> None:
+        for sentence in (self.open, self.reversed):
+            if self.attribute.casefold() not in sentence.casefold():
+                raise ValueError(f"track {self.name}: the sentence {sentence!r} does not name {self.attribute!r}.")
 
 
 TRACKS: dict[str, Track] = {

@@ -459,7 +459,10 @@ def split_groups(
     for group, indices in of_group.items():
         sides[group not in chosen].extend(indices)
     if not all(sides):
-        raise ValueError(f"{len(of_group)} clips (or groups) with development={development} leave a split empty.")
+        raise ValueError(
+            f"{len(of_group)} clips (or speakers) with development={development} leave one side of the split empty: "
+            "one side chooses the setting, the other judges it."
+        )
     return sorted(sides[0]), sorted(sides[1])
 
 

@@ -38,7 +38,14 @@ from audio_lens_plugin.recipes import lens_figures
 from audio_lens_plugin.recipes.engine import Desk, Plan, header_of, labels_for, sweep, weight_bytes
 from audio_lens_plugin.results import Header, load_tables, same_header, save_tables
 from audio_lens_plugin.spans import Role, Selection
-from audio_lens_plugin.statistics import ROUNDING, Estimate, bootstrap_mean, bootstrap_means, bootstrap_ratio
+from audio_lens_plugin.statistics import (
+    ROUNDING,
+    Estimate,
+    bootstrap_mean,
+    bootstrap_means,
+    bootstrap_ratio,
+    sign_flips,
+)
 
 RECIPE = "logit_lens"
 SAMPLE_COLUMNS = ["sample", "truth", "answer"]
@@ -184,6 +191,32 @@ class LensResult:
                 mean, low, high = bootstrap_mean(values[chosen], seed)
                 table = pd.DataFrame({"span": span, "outcome": outcome, "layer": range(len(mean))})
                 tables.append(table.assign(probability=mean, low=low, high=high, samples=int(chosen.sum())))
+        return pd.concat(tables, ignore_index=True)
+
+    def changes(self, span: str = "last", seed: int = 0) -> pd.DataFrame:
+        """By how much the probability of the true label at each layer exceeds that at the last one, clip by clip.
+
+        Whether it does so at all is tested with flipped signs (`statistics.sign_flips`), corrected over the layers: the
+        highest of many layers is higher than the last by chance alone.
+
+        Returns:
+            columns ``outcome, layer, change, low, high, p, p_of_all, samples``, layers from 1 to the last but one; an
+            outcome without samples has no lines.
+
+        Raises:
+            ValueError: the true labels are not known, or the span was not read.
+        """
+        known = self._with_truth()
+        success = (known["truth"] == known["answer"]).to_numpy()[self._samples_with(self._known_span(span))]
+        values = self._per_sample(span, self._true_probability())
+        above = (values - values[:, -1:])[:, 1:-1]
+        tables = []
+        for outcome, chosen in (("success", success), ("failure", ~success)):
+            if chosen.any():
+                mean, low, high = bootstrap_mean(above[chosen], seed)
+                p, p_of_all = sign_flips(above[chosen], seed)
+                table = pd.DataFrame({"outcome": outcome, "layer": range(1, len(mean) + 1), "change": mean})
+                tables.append(table.assign(low=low, high=high, p=p, p_of_all=p_of_all, samples=int(chosen.sum())))
         return pd.concat(tables, ignore_index=True)
 
     def critical_layer(self, span: str = "last", a: float = 0.2) -> CriticalLayer:

@@ -56,6 +56,10 @@ def folder(tmp_path: Path) -> Path:
         soundfile.write(path, 0.1 * random.normal(size=8_000), 16_000)
     table = pd.DataFrame({"file": ["a.wav", "b.wav"], "attribute_label": ["dog", "cat"]})
     table.to_csv(animals.parent / "metadata.csv", index=False)
+    soundfile.write(tmp_path / "other.wav", 0.1 * random.normal(size=8_000), 16_000)
+    asked = {"question": "What is heard?", "options": "(A) noise (B) a dog", "answer": "noise"}
+    table = pd.DataFrame([{"file": file, **asked} for file in ("clip.wav", "other.wav")])
+    table.to_json(tmp_path / "questions.json", orient="records")
     pd.DataFrame({"file": ["clip.wav"], "who": ["male"]}).to_csv(tmp_path / "clips.csv", index=False)
     return tmp_path
 

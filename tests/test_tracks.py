@@ -118,6 +118,11 @@ def test_every_sentence_names_the_attribute(track: Track | str, sentence: str) -
     assert track.attribute in getattr(track, sentence).split("?")[0].split()
 
 
+def test_a_sentence_that_does_not_name_the_attribute_is_refused() -> None:
+    with pytest.raises(ValueError, match="track Animal: the sentence 'The beast in the file' does not name 'animal'"):
+        replace(ANIMAL, reversed="The beast in the file")
+
+
 @pytest.mark.parametrize("track", TRACKS.values(), ids=TRACKS)
 def test_no_sentence_gives_an_answer_away(track: Track | str) -> None:
     said = f"{track.question} {track.open} {track.reversed}".split()

@@ -34,6 +34,7 @@ from audio_lens_plugin.paper.experiments import KINDS, Task
 from audio_lens_plugin.paper.finish import finish
 from audio_lens_plugin.paper.folder import Identity, RunFolder
 from audio_lens_plugin.questions import QuestionSet
+from audio_lens_plugin.recipes.enhancement import split_groups
 from audio_lens_plugin.results import ResultError
 
 Shard = tuple[int, int]
@@ -91,11 +92,15 @@ def begin(lalm: LALM, data: Data, out: Path, settings: Settings) -> RunFolder:
     Raises:
         LabelError: labels of a track begin with the same token of this model.
         ResultError: the folder holds another run.
+        ValueError: too few clips to choose the enhancement by some and to judge it by others.
     """
     subjects = subjects_of(data)
     for subject in subjects:
+        clips = data[subject.name]
+        if subject.causal:
+            split_groups(clips.groups(), clips.labels, settings.development, settings.seed)
         for form in subject.forms:
-            opened = samples_of(data[subject.name], form, CLIP, [0])[0].prompt.answer
+            opened = samples_of(clips, form, CLIP, [0])[0].prompt.answer
             lalm.labels(subject.labels, form_after([opened])).check_first()
     identity = Identity.of(lalm, _digest(data), subjects, settings)
     return RunFolder.begin(out, identity, _clip_table(data))

@@ -38,6 +38,7 @@ TABLES = {
     "information": "information score by span and layer, against predictions that do not depend on the clip (p)",
     "question_words": "information score at each word of the question, by layer",
     "curves": "probability of the true label by layer, over clips answered rightly (success) and wrongly (failure)",
+    "changes": "that probability minus the one at the last layer, clip by clip, tested over all layers (p_of_all)",
     "critical_layers": "critical layer, last position, with the model's accuracy",
     "correlation": "critical layer against accuracy",
     "attribute_share": "information at other positions, as a share of that at the last",
@@ -137,6 +138,7 @@ def _lens_tables(lens: _Lens, seed: int) -> dict[str, pd.DataFrame]:
         "curves": lens.named(result.curves(seed)),
     }
     if lens.control == CLIP:
+        tables["changes"] = _named(result.changes(seed=seed), track=lens.track, form=lens.form)
         tables["critical_layers"] = _named(_critical(result, seed), track=lens.track, form=lens.form)
         others = [span for span in result.spans if span != "last"]
         if others:

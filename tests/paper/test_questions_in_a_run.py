@@ -74,7 +74,7 @@ def read(run: Path, name: str) -> pd.DataFrame:
 
 def test_questions_alone_get_every_analysis(straight: Path) -> None:
     tables = {path.stem: pd.read_parquet(path) for path in (straight / "tables").glob("*.parquet")}
-    assert len(tables) == 13, "all but the words of the question: each clip has its own"
+    assert len(tables) == 14, "all but the words of the question: each clip has its own"
     asked = {name: set(table["form"]) for name, table in tables.items() if "form" in table}
     assert asked.pop("answers") == asked.pop("accuracy") == {"letters", "asked"}
     assert all(forms == {"letters"} for forms in asked.values())
@@ -140,7 +140,7 @@ def test_shards_on_the_command_line_end_in_the_same_tables(audio_lens: Any, tabl
         assert f"shard {share} is finished; when all are: audio-lens merge shards" in errors
     code, said, _ = audio_lens("merge", "shards", "--questions", "voices.json")
     assert (code, said.strip()) == (0, "shards/report.html")
-    mine, others = (table_bytes(run, tables=13) for run in (straight, table.parent / "shards"))
+    mine, others = (table_bytes(run, tables=14) for run in (straight, table.parent / "shards"))
     assert mine == others
     code, said, _ = audio_lens("compare", "straight", "shards", "--out", "beside")
     assert (code, said.strip()) == (0, "beside/report.html")

@@ -97,6 +97,16 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
+def test_too_few_clips_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    clips = four_clips()["Gender"]
+    one = replace(clips, **{name: getattr(clips, name)[:1] for name in ("names", "sources", "labels")})
+    with pytest.raises(
+        ValueError, match=r"1 clips \(or speakers\) with development=0.5 leave one side of the split empty"
+    ):
+        run_paper(TOY, {"Gender": one}, tmp_path / "run", settings=SETTINGS)
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_seed_gives_other_intervals_from_the_same_parts(straight: Path, tmp_path: Path) -> None:
     run_paper(TOY, four_clips(), tmp_path / "run", settings=replace(SETTINGS, seed=4))
     mine, other = (pd.read_parquet(path / "tables" / "information.parquet") for path in (straight, tmp_path / "run"))

@@ -278,6 +278,21 @@ def test_success_and_failure_curves_are_means_over_right_and_wrong_answers() -> 
     assert result.accuracy == pytest.approx(2 / 3)
 
 
+def test_changes_are_told_clip_by_clip_and_tested_over_layers() -> None:
+    """Ten wrong answers whose truth was likelier at layer 2 in every clip, and at layer 1 in every other one."""
+    steps = np.linspace(0.01, 0.1, 10)
+    probability = np.stack([np.full(10, 0.9), 0.2 + 0.1 * (-1) ** np.arange(10), 0.3 + steps, np.full(10, 0.2)])
+    logits = np.log(np.stack([probability, 1 - probability], axis=-1))
+    table = made(logits, ["yes"] * 10, ["no"] * 10, ("yes", "no")).changes().set_index(["outcome", "layer"])
+    assert list(table.index) == [("failure", 1), ("failure", 2)], "neither embeddings nor the last layer; no success"
+    assert table.loc[("failure", 2), "change"] == pytest.approx(0.1 + steps.mean())
+    assert table.loc[("failure", 2), "p_of_all"] < 0.01
+    assert table.loc[("failure", 1), "change"] == pytest.approx(0.0, abs=1e-9)
+    assert table.loc[("failure", 1), "p_of_all"] > 0.5
+    with pytest.raises(ValueError, match="'audio' was not read"):
+        made(logits, ["yes"] * 10, ["no"] * 10, ("yes", "no")).changes("audio")
+
+
 def with_audio(result: LensResult, samples: list[int], label_logits: np.ndarray) -> LensResult:
     """The result with audio positions, too: the sample of each, and what it holds."""
     more = result.rows.iloc[samples].assign(span="audio", index=range(len(samples)))
