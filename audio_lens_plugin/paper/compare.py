@@ -11,7 +11,7 @@ import pandas as pd
 from audio_lens_plugin.paper import figures
 from audio_lens_plugin.paper.design import CLIP
 from audio_lens_plugin.paper.figures import Drawn
-from audio_lens_plugin.paper.findings import SIGNIFICANT, WORDING, Judgement, judge
+from audio_lens_plugin.paper.findings import SIGNIFICANT, WORDING, Judgement, judge, pearson
 from audio_lens_plugin.paper.folder import RunFolder, write_figure, write_table, write_whole
 from audio_lens_plugin.paper.sections import correlation_table
 from audio_lens_plugin.paper.tables import TABLES, correlations
@@ -21,7 +21,6 @@ from audio_lens_plugin.report import (
     Section,
     folded_table,
     html_table,
-    p_value,
     picture,
     with_intervals,
     write_report,
@@ -154,7 +153,7 @@ def _verdicts(verdicts: Mapping[str, Sequence[Judgement]], data: str) -> Section
     everywhere = (held[list(verdicts)] == "held").all(axis=1).sum()
     return Section(
         "What held",
-        (f"{everywhere} of {len(claims)} findings of AudioLens held for all {len(verdicts)} runs.", data),
+        (f"{everywhere} of {len(claims)} findings of AudioLens held in each of the {len(verdicts)} runs.", data),
         table=html_table(held),
         caveat="The reports of the runs have the numbers and the rules.",
     )
@@ -199,12 +198,11 @@ def _where(table: pd.DataFrame, forms: Mapping[str, str], figure: Picture) -> Se
 
 
 def _critical(table: pd.DataFrame, figure: Picture) -> Section:
-    (across,) = table[(table["of"] == "model x track x form") & (table["measure"] == "pearson")].to_dict("records")
+    across = table[(table["of"] == "model x track x form") & (table["measure"] == "pearson")].iloc[0]
     return Section(
         "Critical layer and accuracy",
         (
-            f"Over all models, tracks and forms, Pearson's r is {across['value']:.2f} (p = {p_value(across['p'])}, "
-            f"{across['points']} points).",
+            f"Over all models, tracks and forms, {pearson(across)}.",
             "Critical layers are shares of each model's depth.",
         ),
         summary=correlation_table(table),

@@ -128,19 +128,24 @@ def _correlates(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) ->
     verdict: Verdict = OPEN
     if line["p"] < SIGNIFICANT:
         verdict = HELD if line["value"] < 0 else NOT
-    here = f"Pearson's r of critical layer and accuracy is {line['value']:.2f} (p = {p_value(line['p'])})"
-    if pd.isna(line["value"]):
-        here = "critical layer and accuracy have no correlation, since too few points differ"
     return Judgement(
         "The earlier, the better",
         "The earlier a model resolves the attribute, the better it answers.",
         verdict,
-        f"{here}, {line['points']} points",
+        pearson(line),
         pd.DataFrame(),
         f"the sign of r, over one point per track and form, where its permutation test gives p < {SIGNIFICANT}. Forms "
         f"of a track share its clips, so the test flatters. {WORDING}",
         "A negative correlation; its value is not public.",
     )
+
+
+def pearson(line: pd.Series) -> str:
+    """A line of the table of correlations in words."""
+    if pd.isna(line["value"]):
+        return f"no correlation of critical layer and accuracy can be computed from {line['points']} points"
+    number = f"{line['value']:.2f} (p = {p_value(line['p'])}, {line['points']} points)"
+    return f"Pearson's r of critical layer and accuracy is {number}"
 
 
 def _little(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Judgement:
@@ -239,7 +244,7 @@ def _together(found: Mapping[str, Found]) -> tuple[Verdict, str, pd.DataFrame]:
     if not found:
         return OPEN, "no track has these numbers", pd.DataFrame()
     counts = Counter(verdict for verdict, _ in found.values())
-    table = pd.DataFrame([{"track": track, **numbers, "here": verdict} for track, (verdict, numbers) in found.items()])
+    table = pd.DataFrame([{"track": track, "here": verdict, **numbers} for track, (verdict, numbers) in found.items()])
     return _majority(counts, len(found)), _tally(counts, len(found)), table
 
 

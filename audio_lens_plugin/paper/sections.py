@@ -29,6 +29,7 @@ from audio_lens_plugin.report import (
 
 FEW = 50
 HALF = 0.5
+OUTCOMES = {"success": "answered rightly", "failure": "answered wrongly"}
 FINDINGS, ANALYSES, CLIPS, RUN = "The paper's findings", "Analyses", "Single clips", "The run"
 Tables = Mapping[str, pd.DataFrame]
 Pictures = Mapping[str, Picture]
@@ -82,8 +83,8 @@ def examples_section(result: LensResult, track: str, examples: Sequence[tuple[in
 def _said(result: LensResult, index: int) -> str:
     """Such as: cow of clip_1, where pig is right."""
     sample = result.samples.iloc[index]
-    right = sample["answer"] == sample["truth"]
-    return f"{sample['answer']} of {sample['sample']}, {'rightly' if right else f'where {sample["truth"]} is right'}"
+    right = "rightly" if sample["answer"] == sample["truth"] else f"where {sample['truth']} is right"
+    return f"{sample['answer']} of {sample['sample']}, {right}"
 
 
 def about_section(identity: Identity, clips: pd.DataFrame) -> Section:
@@ -135,7 +136,7 @@ def correlation_table(table: pd.DataFrame) -> str:
 def _overview(judgements: Sequence[Judgement], tables: Tables) -> Section:
     counts = {verdict: sum(one.verdict == verdict for one in judgements) for verdict in ("held", "did not hold")}
     table = pd.DataFrame(
-        [{"finding of the paper": one.claim, "here": one.verdict, "in numbers": one.here} for one in judgements]
+        [{"here": one.verdict, "finding of the paper": one.claim, "in numbers": one.here} for one in judgements]
     )
     return Section(
         "What held",
@@ -144,7 +145,7 @@ def _overview(judgements: Sequence[Judgement], tables: Tables) -> Section:
             f"{counts['did not hold']} did not hold, and {len(judgements) - sum(counts.values())} cannot be told from "
             "them. The paper is arXiv 2506.05140.",
         ),
-        table=html_table(table),
+        summary=html_table(table),
         caveat=_few(int(tables["accuracy"]["samples"].max())),
     )
 
@@ -153,7 +154,7 @@ def _finding(judgement: Judgement) -> Section:
     return Section(
         judgement.name,
         (f"{judgement.claim.rstrip('.')}: {judgement.here}.", f"The paper: {judgement.paper}"),
-        table=None if judgement.tracks.empty else html_table(judgement.tracks),
+        summary=None if judgement.tracks.empty else html_table(judgement.tracks),
         caveat=f"Rule: {judgement.rule}",
         verdict=judgement.verdict,
         group=FINDINGS,
@@ -168,24 +169,35 @@ def _accuracy(identity: Identity, tables: Tables, pictures: Pictures) -> Section
     chance = restricted.groupby("track")["chance"].mean()
     names = {CLIP: "with the clip", SILENCE: "with silence", NO_AUDIO: "without audio"}
     summary = means.rename(columns=names).assign(**{"free answer to the clip": said, "chance": chance})
-    columns = ["track", "form", "control", "measure", "value", "chance", "samples", "p", "p_of_all"]
     return Section(
         "How often the model is right",
         (
             f"Restricted to the labels, {means[CLIP].mean():.0%} of the answers are right with the clip, "
             f"{means[SILENCE].mean():.0%} with silence and {means[NO_AUDIO].mean():.0%} without audio.",
             "These are means over prompt forms and tracks. A free answer counts where it names the true label and no "
-            "other. p: whether answers go with the true labels at all, against labels dealt anew to the clips; "
-            "p_of_all is corrected for all lines of a measure and control (Holm).",
+            "other. p: whether answers go with the true labels at all, against labels dealt anew to the clips, "
+            "corrected for all prompt forms and tracks (Holm).",
             *_published(identity),
         ),
         summary=_by_track(summary),
-        table=folded_table(with_p(with_intervals(table, "value"), "p", "p_of_all")[columns]),
+        table=folded_table(_by_form(table)),
         figures=(pictures["accuracy"],),
         caveat="Restricted answers compare first tokens of the labels; a model that would say something else is not "
         f"seen there. {WORDING}",
         group=ANALYSES,
     )
+
+
+def _by_form(table: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy with intervals, one line per track and prompt form; p of what is restricted to the labels."""
+    restricted = table["measure"] == "labels"
+    cells = with_intervals(table, "value").assign(
+        of=table["control"].where(restricted, table["control"] + ", free answer")
+    )
+    by = ["track", "form"]
+    wide = cells.pivot_table(index=by, columns="of", values="value", aggfunc="first", sort=False)
+    p = table[restricted & (table["control"] == CLIP)].set_index(by)["p_of_all"].map(p_value)
+    return wide.assign(**{"p, clip": p}).reset_index().rename_axis(columns=None)
 
 
 def _published(identity: Identity) -> tuple[str, ...]:
@@ -223,7 +235,8 @@ def _controls(tables: Tables) -> Section:
 
 def _information(tables: Tables, pictures: Pictures, forms: Forms) -> Section:
     table = tables["information"]
-    last = table[(table["control"] == CLIP) & (table["span"] == "last")]
+    heard = table[table["control"] == CLIP]
+    last = heard[heard["span"] == "last"]
     lines = []
     for track, form in forms.items():
         part = _shown(last, track, form)
@@ -239,7 +252,6 @@ def _information(tables: Tables, pictures: Pictures, forms: Forms) -> Section:
         )
     summary = pd.DataFrame(lines)
     above = summary["first layer above chance"] != "–"
-    columns = ["track", "form", "span", "layer", "score", "chance", "p_of_all"]
     return Section(
         "Where the answer is, layer by layer",
         (
@@ -248,11 +260,11 @@ def _information(tables: Tables, pictures: Pictures, forms: Forms) -> Section:
             f"{_forms(forms)}; p < {SIGNIFICANT}, corrected for all layers of a form.",
         ),
         summary=html_table(summary),
-        table=folded_table(with_p(with_intervals(last, "score"), "p_of_all")[columns]),
+        table=folded_table(_by_layer(heard[_of_form(heard, forms) | (heard["span"] == "audio")], "span", "score")),
         figures=(pictures["information"], *(pictures[f"forms_{track}"] for track in forms)),
         caveat="The lens reads states with the model's own last norm and unembedding: what is there in another form "
         "is not seen. What stands at the audio positions does not depend on the words after them; it was read once. "
-        f"{WORDING}",
+        f"{WORDING} tables/information.parquet has every form, with p.",
         group=ANALYSES,
     )
 
@@ -290,7 +302,7 @@ def _question(tables: Tables, pictures: Pictures, forms: Forms) -> Section:
 def _curves(tables: Tables, pictures: Pictures, forms: Forms) -> Section:
     table = tables["curves"]
     last = table[(table["control"] == CLIP) & (table["span"] == "last")]
-    shown = pd.concat([_shown(last, track, form) for track, form in forms.items()])
+    shown = last[_of_form(last, forms)]
     lines = [{"track": track, **_parting(part)} for track, part in shown.groupby("track", sort=False)]
     summary = pd.DataFrame(lines)
     return Section(
@@ -302,9 +314,7 @@ def _curves(tables: Tables, pictures: Pictures, forms: Forms) -> Section:
             f"ones. {_forms(forms)}, last position.",
         ),
         summary=html_table(summary.assign(**{"they part after layer": summary["they part after layer"].map(_layer)})),
-        table=folded_table(
-            with_intervals(shown, "probability")[["track", "outcome", "layer", "probability", "samples"]]
-        ),
+        table=folded_table(_by_layer(shown.assign(outcome=shown["outcome"].map(OUTCOMES)), "outcome", "probability")),
         figures=(pictures["curves"],),
         caveat="The two kinds of clips are chosen by the answer: at the last layer they must differ.",
         group=ANALYSES,
@@ -345,13 +355,12 @@ def _critical(tables: Tables, pictures: Pictures) -> Section:
 
 def _share(tables: Tables, pictures: Pictures, forms: Forms) -> Section:
     table = tables["attribute_share"]
-    chosen = [table[(table["track"] == track) & ((table["form"] == form) | (table["span"] == "audio"))]
-              for track, form in forms.items()]  # fmt: skip
-    shown = pd.concat(chosen).drop_duplicates(["track", "span"])
+    shown = table[_of_form(table, forms) | (table["span"] == "audio")].dropna(subset=["share"])
     words = shown[shown["span"] == "attribute"].nlargest(1, "share")
     lead = "No track has a word that names its attribute and information at the last position."
     for _, most in words.iterrows():
-        lead = f"The word that names the attribute holds at most {most['share']:.0%} of what the last position holds."
+        share = max(most["share"], 0.0)  # a score below chance is no information
+        lead = f"The word that names the attribute holds at most {share:.0%} of what the last position holds."
     summary = with_intervals(shown, "share").pivot_table(
         index="track", columns="span", values="share", aggfunc="first", sort=False
     )
@@ -386,12 +395,9 @@ def _knockout(tables: Tables, pictures: Pictures, forms: Forms) -> Section:
             "control costs there:",
         ),
         summary=html_table(_beside_control(worst, control)),
-        table=folded_table(
-            with_p(with_intervals(table, "probability", "accuracy"), "p", "p_of_all")[table["p_of_all"] < SIGNIFICANT]
-        ),
+        table=folded_table(_beside_control(audio[audio["queries"] == "last"], control)),
         figures=(pictures["knockout"], *(pictures[f"knockout_{track}"] for track in forms)),
-        caveat=f"Cutting attention also does damage. {CONTROL} The long table shows windows with p < {SIGNIFICANT}; "
-        "tables/knockout.parquet has all.",
+        caveat=f"Cutting attention also does damage. {CONTROL} tables/knockout.parquet has every pair.",
         group=ANALYSES,
     )
 
@@ -436,7 +442,7 @@ def _patching(tables: Tables, pictures: Pictures, forms: Forms) -> Section:
                 }
             )
         ),
-        table=folded_table(with_intervals(table, "value")),
+        table=folded_table(_by_layer(table[table["position"] != "all"], "position", "value")),
         figures=(pictures["grounding"], *(pictures[f"patching_{track}"] for track in forms)),
         caveat="Shares are of the difference in logits of the two runs; where the clip makes none, they are noise.",
         group=ANALYSES,
@@ -479,6 +485,18 @@ def _enhancement(tables: Tables, pictures: Pictures, forms: Forms) -> Section:
 
 def _shown(table: pd.DataFrame, track: str, form: str) -> pd.DataFrame:
     return table[(table["track"] == track) & (table["form"] == form)]
+
+
+def _of_form(table: pd.DataFrame, forms: Forms) -> pd.Series:
+    """Which lines are of the prompt form that is shown."""
+    return table["form"] == table["track"].map(forms)
+
+
+def _by_layer(table: pd.DataFrame, columns: str, value: str) -> pd.DataFrame:
+    """Numbers with intervals, one line per track and layer."""
+    cells = with_intervals(table, value)
+    wide = cells.pivot_table(index=["track", "layer"], columns=columns, values=value, aggfunc="first", sort=False)
+    return wide.reset_index().rename_axis(columns=None)
 
 
 def _by_track(table: pd.DataFrame) -> str:
