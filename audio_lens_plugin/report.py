@@ -56,6 +56,7 @@ class Section:
         caveat: what is not shown.
         verdict: what became of the statement, as a badge: ``held``, ``did not hold`` or ``cannot be told``.
         group: neighbours of one group stand under its name in the list of contents.
+        summary: a small table, HTML, that stands before the figures.
 
     Raises:
         ValueError: another verdict.
@@ -69,6 +70,7 @@ class Section:
     caveat: str = ""
     verdict: str = ""
     group: str = ""
+    summary: str | None = None
 
     def __post_init__(self) -> None:
         if self.verdict and self.verdict not in VERDICTS:
@@ -117,11 +119,27 @@ def with_intervals(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
     for column in columns:
         ends = [f"{column}_low", f"{column}_high"] if f"{column}_low" in frame else ["low", "high"]
         numbers = zip(frame[column], *(frame[end] for end in ends), strict=True)
-        shown[column] = [
-            "–" if pd.isna(value) else f"{value:.2f} ({low:.2f} to {high:.2f})" for value, low, high in numbers
-        ]
+        shown[column] = [interval(value, low, high) for value, low, high in numbers]
         shown = shown.drop(columns=ends)
     return shown
+
+
+def interval(value: float, low: float, high: float, sign: str = "") -> str:
+    """For people: a number with its interval; ``sign`` is ``+`` where numbers are changes."""
+    if pd.isna(value):
+        return "–"
+    number, lowest, highest = (f"{value:{sign}z.2f}" for value in (value, low, high))
+    return number if pd.isna(low) else f"{number} ({lowest} to {highest})"
+
+
+def with_p(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """For people: p values with two digits."""
+    return frame.assign(**{column: frame[column].map(p_value) for column in columns})
+
+
+def p_value(p: float) -> str:
+    """For people: a p value with two digits."""
+    return "–" if pd.isna(p) else f"{p:.2g}"
 
 
 def subtitle_of(result: LensResult | CellResult) -> str:

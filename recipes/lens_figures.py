@@ -54,8 +54,14 @@ def models_side_by_side(scores: pd.DataFrame) -> Figure:
             critical layer as such a share, NaN where it is undefined.
     """
     tracks = scores.groupby("track", sort=False)
-    figure, grid = plt.subplots(1, len(tracks), figsize=(3.2 * len(tracks), 3.6), layout="constrained", squeeze=False)
-    for axes, (track, of_track) in zip(grid[0], tracks, strict=True):
+    across = min(2, len(tracks))
+    down = ceil(len(tracks) / across)
+    figure, grid = plt.subplots(
+        down, across, figsize=(3.4 * across, 2.6 * down + 0.5), layout="constrained", squeeze=False
+    )
+    for axes in grid.flat[len(tracks) :]:
+        axes.remove()
+    for axes, (track, of_track) in zip(grid.flat, tracks, strict=False):
         for index, (model, part) in enumerate(of_track.groupby("model", sort=False)):
             colour = colour_of(index)
             line_with_band(axes, part, "score", colour, str(model), along="depth", opacity=0.07)
@@ -64,9 +70,9 @@ def models_side_by_side(scores: pd.DataFrame) -> Figure:
         axes.set_title(str(track), fontsize=10, loc="left")
         axes.set(xlabel="depth (share of layers)", ylim=(-0.02, 1.08))
         open_frame(axes)
-    grid[0, 0].set_ylabel("information score, last position")
+        axes.set_ylabel("information score")
     handles, names = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower center", ncols=len(names))
+    figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower center", ncols=across)
     return figure
 
 

@@ -20,7 +20,9 @@ from audio_lens_plugin.paper.design import CLIP, NO_AUDIO, SILENCE
 from audio_lens_plugin.recipes.causal_figures import before_after, effect_heatmap
 from audio_lens_plugin.recipes.figure_style import COLOURS, QUIET, colour_of, line_with_band, open_frame
 
-COLUMNS = 4
+COLUMNS = 2
+LETTER, HANDLE = 0.062, 0.6  # inches: the mean width of a letter of a legend, what stands beside its words
+EMBEDDINGS = "layer (0 = embeddings)"
 CONTROL_COLOURS = {CLIP: COLOURS[0], SILENCE: COLOURS[1], NO_AUDIO: COLOURS[4]}
 OUTCOMES = {"success": ("answered rightly", COLOURS[0]), "failure": ("answered wrongly", COLOURS[1])}
 
@@ -39,11 +41,11 @@ def accuracy(table: pd.DataFrame) -> Drawn:
 
     def draw(axes: Axes, track: str) -> None:
         forms = list(dict.fromkeys(table.loc[table["track"] == track, "form"]))
-        axes.axvline(_of(table, track)["chance"].iloc[0], color=QUIET, linestyle=":", linewidth=1, label="chance")
         for place, (control, colour) in enumerate(CONTROL_COLOURS.items()):
             part = _of(restricted, track, control=control)
             _dots(axes, part, forms, 0.18 * (place - 1), colour, control)
         _dots(axes, _of(free, track, control=CLIP), forms, 0.36, COLOURS[2], "clip, free answer")
+        axes.axvline(_of(table, track)["chance"].iloc[0], color=QUIET, linestyle=":", linewidth=1, label="chance")
         axes.set_yticks(range(len(forms)), forms, fontsize=7)
         axes.set(xlim=(-0.02, 1.02), xlabel="accuracy", ylim=(len(forms) - 0.4, -0.6))
 
@@ -51,7 +53,7 @@ def accuracy(table: pd.DataFrame) -> Drawn:
     named = restricted.assign(of=restricted["track"] + ", " + restricted["control"])
     said = "; ".join(f"{of}: {value:.2f}" for of, value in named.groupby("of", sort=False)["value"].mean().items())
     return Drawn(
-        _panels(_tracks(table), draw, width=4.4, height=0.34 * rows + 1.4, columns=2, own_rows=True),
+        _panels(_tracks(table), draw, width=4.4, height=0.34 * rows + 1.4, own_rows=True),
         f"Accuracy by track, prompt form and control. Means over forms: {said}.",
         "Share of right answers, restricted to the labels (with the clip, with silence of the same length, without "
         "audio) and said freely, with 95 % bootstrap intervals over clips; dotted: chance.",
@@ -79,41 +81,45 @@ def information(table: pd.DataFrame, forms: Mapping[str, str]) -> Drawn:
     return Drawn(
         _panels(list(forms), draw, ylabel="information score"),
         f"Information score by layer, one panel per track. Highest at the last position: {'; '.join(said)}.",
-        f"Share of clips whose true label is on top among the labels, by layer (0 = embeddings), {_forms(forms)}. "
+        f"Share of clips whose true label is on top among the labels, by layer, {_forms(forms)}. "
         "Bands: 95 % bootstrap intervals over clips.",
     )
 
 
 def forms_by_layer(table: pd.DataFrame, track: str) -> Drawn:
     """Information score at the last position, every form of a track."""
-    last = _of(table, track, control=CLIP, span="last")
+    last = _of(table, track, control=CLIP, span="last").rename(columns={"form": "prompt form"})
     best = last.nlargest(1, "score").iloc[0]
     title = f"{track}, last position, n = {last['samples'].iloc[0]} clips"
     return Drawn(
-        effect_heatmap(last, "form", "layer", "score", title, "information score", fraction=True),
+        effect_heatmap(
+            last.rename(columns={"layer": EMBEDDINGS}),
+            "prompt form",
+            EMBEDDINGS,
+            "score",
+            title,
+            "information score",
+            fraction=True,
+        ),
         f"{track}: information score at the last position by prompt form and layer; the highest is "
-        f"{best['score']:.2f}, {best['form']} after layer {best['layer']:.0f}.",
-        f"{track}: information score at the last position, by prompt form and layer (0 = embeddings).",
+        f"{best['score']:.2f}, {best['prompt form']} after layer {best['layer']:.0f}.",
+        f"{track}: information score at the last position, in every prompt form.",
     )
 
 
 def question_words(table: pd.DataFrame, track: str, form: str) -> Drawn:
     """Information score at each word of the question."""
     words = _of(table, track, control=CLIP, form=form)
-    words = words.assign(
-        word_text=[f"{number + 1} {text}" for number, text in zip(words["word"], words["text"], strict=True)]
-    )
     best = words.nlargest(1, "score").iloc[0]
-    figure = effect_heatmap(
-        words, "layer", "word_text", "score", f"{track}, {form}", "information score", fraction=True
-    )
-    figure.axes[0].set_xlabel("word of the question")
+    numbered = [f"{number + 1} {text}" for number, text in zip(words["word"], words["text"], strict=True)]
+    named = words.rename(columns={"layer": EMBEDDINGS}).assign(**{"word of the question": numbered})
     return Drawn(
-        figure,
+        effect_heatmap(
+            named, EMBEDDINGS, "word of the question", "score", f"{track}, {form}", "information score", fraction=True
+        ),
         f"{track}: information score at each word of the question by layer; the highest is {best['score']:.2f} at "
         f"'{best['text']}' after layer {best['layer']}.",
-        f"{track}: information score at the last token of each word of the question ({form}), by layer "
-        "(0 = embeddings).",
+        f"{track}: information score at the last token of each word of the question, prompt form {form}.",
     )
 
 
@@ -124,16 +130,10 @@ def curves(table: pd.DataFrame, forms: Mapping[str, str]) -> Drawn:
         part = _of(table, track, control=CLIP, form=forms[track], span="last")
         for outcome, of_outcome in part.groupby("outcome", sort=False):
             words, colour = OUTCOMES[str(outcome)]
-            if count := int(of_outcome["samples"].iloc[0]):
+            if of_outcome["samples"].iloc[0]:
                 line_with_band(axes, of_outcome, "probability", colour, words, opacity=0.15)
-                axes.text(
-                    0.03,
-                    0.93 - 0.09 * (outcome == "failure"),
-                    f"n = {count}",
-                    color=colour,
-                    fontsize=8,
-                    transform=axes.transAxes,
-                )
+        counts = part.groupby("outcome")["samples"].first()
+        axes.set_title(f"{counts['success']} right, {counts['failure']} wrong", fontsize=8, color=QUIET, loc="right")
         _by_layer(axes)
 
     return Drawn(
@@ -159,7 +159,7 @@ def critical_layers(table: pd.DataFrame, by: str = "track") -> Drawn:
     axes.set(xlabel="critical layer, as a share of the layers", ylabel="accuracy", ylim=(-0.02, 1.05))
     open_frame(axes)
     if len(known):
-        figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=4)
+        _legend(figure, *axes.get_legend_handles_labels())
     return Drawn(
         figure,
         f"Critical layer against accuracy, {len(known)} points of {len(table)}: the others have no critical layer.",
@@ -187,7 +187,7 @@ def attribute_share(table: pd.DataFrame, forms: Mapping[str, str]) -> Drawn:
         for _, line in _of(table, track, form=form).iterrows()
     )
     return Drawn(
-        _panels(list(forms), draw, height=2.2, own_rows=True),
+        _panels(list(forms), draw, height=2.0, own_rows=True),
         f"Information at other positions as a share of that at the last one. {said}.",
         f"Information score above chance, summed over layers, divided by the same at the last position (dotted: as "
         f"much), {_forms(forms)}. What lies beyond the frame is in the table.",
@@ -239,8 +239,8 @@ def knockout_pairs(table: pd.DataFrame, track: str) -> Drawn:
 def patching(table: pd.DataFrame, track: str) -> Drawn:
     """What a state brings back, by position and layer."""
     mine = _of(table, track)
-    parts = mine[mine["position"] != "all"]
-    best = parts.nlargest(1, "value").iloc[0]
+    mine = mine[mine["position"] != "all"]  # to patch everything says nothing
+    best = mine.nlargest(1, "value").iloc[0]
     title = f"{track}, states of the clip put into silence, n = {mine['samples'].iloc[0]} clips"
     return Drawn(
         effect_heatmap(mine, "position", "layer", "value", title, "recovered share", fraction=True),
@@ -332,7 +332,7 @@ def _dots(
 
 
 def _by_layer(axes: Axes) -> None:
-    axes.set(xlabel="layer", ylim=(-0.02, 1.05))
+    axes.set(xlabel=EMBEDDINGS, ylim=(-0.02, 1.05))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -341,13 +341,12 @@ def _panels(
     draw: Callable[[Axes, str], None],
     *,
     ylabel: str = "",
-    width: float = 2.7,
-    height: float = 2.9,
-    columns: int = COLUMNS,
+    width: float = 3.1,
+    height: float = 2.4,
     own_rows: bool = False,
 ) -> Figure:
     """One panel per track, with one legend; ``own_rows``: each has rows of its own, so that axes are not shared."""
-    across = min(columns, len(tracks))
+    across = min(COLUMNS, len(tracks))
     down = -(-len(tracks) // across)
     figure, grid = plt.subplots(
         down, across, figsize=(width * across + 0.6, height * down + 0.5), layout="constrained", squeeze=False,
@@ -361,9 +360,14 @@ def _panels(
         handles |= {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     for axes in grid.flat[len(tracks) :]:
         axes.remove()
-    grid[0, 0].set_ylabel(ylabel)
-    if handles:
-        figure.legend(
-            list(handles.values()), list(handles), fontsize=8, frameon=False, loc="outside lower center", ncols=4
-        )
+    for axes in grid[:, 0]:
+        axes.set_ylabel(ylabel)
+    if len(handles) > 1:
+        _legend(figure, list(handles.values()), list(handles))
     return figure
+
+
+def _legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> None:
+    """Below the panels, in as many columns as the figure is wide."""
+    columns = int(figure.get_figwidth() / (HANDLE + LETTER * max(map(len, names))))
+    figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower center", ncols=max(columns, 1))

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
 from audio_lens_plugin.paper.design import CLIP
+from audio_lens_plugin.report import interval, p_value
 
 Verdict = Literal["held", "did not hold", "cannot be told"]
 HELD: Verdict = "held"
@@ -29,7 +30,20 @@ PUBLISHED: dict[str, dict[str, float]] = {
 """Accuracies on SAKURA's single-hop questions, as published with it (github ckyang1124/SAKURA), 500 clips a track."""
 
 
-@dataclass(frozen=True)
+WORDING = (
+    'Forms without "is" read the labels a word too early ("The gender" goes on with "is"), so their numbers are lower '
+    "for a reason of wording."
+)
+CONTROL = (
+    "The control cuts as many other keys, drawn by chance. Where audio positions outnumber the words it may cost more "
+    "than the cut: there are fewer other keys, and it takes nearly all of the text (blocked counts the pairs cut)."
+)
+
+Found = tuple[Verdict, dict[str, Any]]
+"""What became of a claim for one track, and the numbers that say so, by their names."""
+
+
+@dataclass(frozen=True, eq=False)
 class Judgement:
     """One claim of the paper and what became of it.
 
@@ -37,7 +51,8 @@ class Judgement:
         name: a few words.
         claim: in the paper's sense.
         verdict: ``held``, ``did not hold``, or ``cannot be told``.
-        measured: the numbers it was judged by.
+        here: what it came to, in a few words with their number.
+        tracks: the numbers it was judged by, one line per track; empty where tracks are judged together.
         rule: how.
         paper: the paper's own number, or that it is not public.
     """
@@ -45,7 +60,8 @@ class Judgement:
     name: str
     claim: str
     verdict: Verdict
-    measured: str
+    here: str
+    tracks: pd.DataFrame
     rule: str
     paper: str
 
@@ -68,10 +84,10 @@ def published(model: str) -> dict[str, float]:
 
 
 def _rises(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Judgement:
-    def of_track(part: pd.DataFrame) -> tuple[Verdict, str]:
+    def of_track(part: pd.DataFrame) -> Found:
         first, last = part[part["layer"] == 1].iloc[0], part.iloc[-1]
-        said = f"{first['probability']:.2f} after block 1, {last['probability']:.2f} at the end"
-        return _above(last["low"], first["high"], last["high"], first["low"]), said
+        numbers = {"p(true label) after block 1": _probability(first), "at the end": _probability(last)}
+        return _above(last["low"], first["high"], last["high"], first["low"]), numbers
 
     return Judgement(
         "Right answers grow",
@@ -83,16 +99,20 @@ def _rises(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Judg
 
 
 def _falls(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Judgement:
-    def of_track(part: pd.DataFrame) -> tuple[Verdict, str]:
+    def of_track(part: pd.DataFrame) -> Found:
         peak, last = part.nlargest(1, "probability").iloc[0], part.iloc[-1]
-        said = f"peak {peak['probability']:.2f} after layer {peak['layer']:.0f}, {last['probability']:.2f} at the end"
+        numbers = {
+            "highest p(true label)": _probability(peak),
+            "after layer": f"{peak['layer']:.0f}",
+            "at the end": _probability(last),
+        }
         if peak["layer"] == last["layer"]:
-            return NOT, said
-        return HELD if peak["low"] > last["high"] else OPEN, said
+            return NOT, numbers
+        return HELD if peak["low"] > last["high"] else OPEN, numbers
 
     return Judgement(
         "Wrong answers were closer",
-        "For clips that are answered wrongly, it peaks on the way and falls towards the end.",
+        "For clips that are answered wrongly, that information peaks on the way and falls towards the end.",
         *_over_tracks(tables, forms, "failure", of_track),
         "p(true label) at the last position: the interval at the peak lies above that at the last layer; it did not "
         "fall where the peak is the last layer. The peak is the highest of many layers, which flatters it.",
@@ -105,34 +125,42 @@ def _correlates(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) ->
     line = table[(table["measure"] == "pearson") & ~table["of"].str.contains("within") & (table["of"] != "track")].iloc[
         0
     ]
-    sure = line["p"] < SIGNIFICANT
     verdict: Verdict = OPEN
-    if sure:
+    if line["p"] < SIGNIFICANT:
         verdict = HELD if line["value"] < 0 else NOT
     return Judgement(
         "The earlier, the better",
-        "The earlier a model resolves the attribute, the better it answers: critical layer and accuracy correlate "
-        "negatively.",
+        "The earlier a model resolves the attribute, the better it answers.",
         verdict,
-        f"Pearson's r = {line['value']:.2f} (p = {line['p']:.2g}) over {line['points']} points, one per track and form",
-        f"the sign of r where its permutation test gives p < {SIGNIFICANT}. Forms of a track share its clips, so the "
-        "test flatters.",
+        pearson(line),
+        pd.DataFrame(),
+        f"the sign of r, over one point per track and form, where its permutation test gives p < {SIGNIFICANT}. Forms "
+        f"of a track share its clips, so the test flatters. {WORDING}",
         "A negative correlation; its value is not public.",
     )
 
 
+def pearson(line: pd.Series) -> str:
+    """A line of the table of correlations in words."""
+    if pd.isna(line["value"]):
+        return f"no correlation of critical layer and accuracy can be computed from {line['points']} points"
+    number = f"{line['value']:.2f} (p = {p_value(line['p'])}, {line['points']} points)"
+    return f"Pearson's r of critical layer and accuracy is {number}"
+
+
 def _little(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Judgement:
-    found: dict[str, tuple[Verdict, str]] = {}
+    found: dict[str, Found] = {}
     for track, form in forms.items():
         table = tables["attribute_share"]
         mine = table[(table["track"] == track) & (table["form"] == form) & (table["span"] == "attribute")]
         for _, line in mine.iterrows():
             verdict = _above(LITTLE, line["high"], LITTLE, line["low"])
-            found[track] = (verdict, f"{line['share']:.2f} ({line['low']:.2f} to {line['high']:.2f})")
+            share = interval(line["share"], line["low"], line["high"])
+            found[track] = (verdict, {"share of the information at the last position": share})
     return Judgement(
         "Words hold little",
         "Positions of the text that name the attribute hold little of it.",
-        *_together(found, "share of the information at the last position"),
+        *_together(found),
         f"information at the word that names the attribute, above chance and summed over layers, is less than "
         f"{LITTLE:.0%} of that at the last position, with its whole interval.",
         "Not public as a number.",
@@ -141,37 +169,50 @@ def _little(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Jud
 
 def _reads_audio(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Judgement:
     table = tables["knockout"]
-    found: dict[str, tuple[Verdict, str]] = {}
+    found: dict[str, Found] = {}
     for track in forms:
         mine = table[(table["track"] == track) & (table["keys"] == "audio") & (table["cut"] == "keys")]
-        worst = mine.sort_values("probability", kind="stable").iloc[0]
-        sure = ((mine["p_of_all"] < SIGNIFICANT) & (mine["probability"] < 0)).any()
-        said = f"{worst['probability']:+.2f} of p(truth), {worst['queries']} around layer {worst['layer']:.0f}"
-        found[track] = (HELD if sure else OPEN, said)
+        sure = mine[(mine["p_of_all"] < SIGNIFICANT) & (mine["probability"] < 0)]
+        worst = (mine if sure.empty else sure).sort_values("probability", kind="stable").iloc[0]
+        found[track] = (
+            OPEN if sure.empty else HELD,
+            {
+                "largest change of p(truth)": f"{worst['probability']:+.2f}",
+                "without": f"{worst['queries']} → audio",
+                "around layer": f"{worst['layer']:.0f}",
+                "p of all windows": p_value(worst["p_of_all"]),
+            },
+        )
     return Judgement(
         "The audio is read",
         "Instead, the model reads the audio positions.",
-        *_together(found, "largest loss where a position cannot read the audio"),
+        *_together(found),
         f"some window of layers in which a position cannot read the audio costs p(truth), with p < {SIGNIFICANT} of "
-        "all windows together. This is causal; the paper's evidence is the lens.",
+        f"all windows together. This is causal; the paper's evidence is the lens. {CONTROL}",
         "Not public as a number.",
     )
 
 
 def _enhances(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Judgement:
-    found: dict[str, tuple[Verdict, str]] = {}
+    found: dict[str, Found] = {}
     for _, line in tables["enhancement"].iterrows():
         sure = line["gain_low"] > 0 and line["p_of_all"] < SIGNIFICANT
         verdict: Verdict = HELD if sure else NOT if line["gain_high"] < 0 else OPEN
-        found[line["track"]] = (verdict, f"{line['gain']:+.3f} ({line['gain_low']:+.3f} to {line['gain_high']:+.3f})")
+        gain = interval(line["gain"], line["gain_low"], line["gain_high"], sign="+")
+        numbers = {"gain in accuracy on held-out clips": gain, "p of all tracks": p_value(line["p_of_all"])}
+        found[line["track"]] = (verdict, numbers)
     return Judgement(
         "Enhancement helps",
         "Adding an early, attribute-rich layer to a later one makes the model answer better, without training.",
-        *_together(found, "gain in accuracy on held-out clips"),
+        *_together(found),
         "the interval of the gain on held-out clips lies above 0, and McNemar's test, corrected for all tracks, gives "
         f"p < {SIGNIFICANT}. The setting was chosen on other clips.",
         "16.3 % better, relatively (one reader's notes; which layers, and the accuracies, are not public).",
     )
+
+
+def _probability(line: pd.Series) -> str:
+    return interval(line["probability"], line["low"], line["high"])
 
 
 def _above(low: float, other_high: float, high: float, other_low: float) -> Verdict:
@@ -185,22 +226,32 @@ def _over_tracks(
     tables: Mapping[str, pd.DataFrame],
     forms: Mapping[str, str],
     outcome: str,
-    of_track: Callable[[pd.DataFrame], tuple[Verdict, str]],
-) -> tuple[Verdict, str]:
+    of_track: Callable[[pd.DataFrame], Found],
+) -> tuple[Verdict, str, pd.DataFrame]:
     table = tables["curves"]
-    found: dict[str, tuple[Verdict, str]] = {}
+    found: dict[str, Found] = {}
     chosen = (table["span"] == "last") & (table["control"] == CLIP) & (table["outcome"] == outcome)
     for track, form in forms.items():
         part = table[chosen & (table["track"] == track) & (table["form"] == form)]
-        found[track] = of_track(part) if part["samples"].iloc[0] else (OPEN, "no such clips")
-    return _together(found, "p(true label)")
+        clips = part["samples"].iloc[0]
+        verdict, numbers = of_track(part) if clips else (OPEN, {})
+        found[track] = (verdict, {"clips": clips, **numbers})
+    return _together(found)
 
 
-def _together(found: Mapping[str, tuple[Verdict, str]], what: str) -> tuple[Verdict, str]:
+def _together(found: Mapping[str, Found]) -> tuple[Verdict, str, pd.DataFrame]:
     """One verdict of several tracks: that of more than half of them, unless another track says the opposite."""
+    if not found:
+        return OPEN, "no track has these numbers", pd.DataFrame()
     counts = Counter(verdict for verdict, _ in found.values())
-    said = f"{what}: " + "; ".join(f"{track} {words} [{verdict}]" for track, (verdict, words) in found.items())
-    return _majority(counts, len(found)), said
+    table = pd.DataFrame([{"track": track, "here": verdict, **numbers} for track, (verdict, numbers) in found.items()])
+    return _majority(counts, len(found)), _tally(counts, len(found)), table
+
+
+def _tally(counts: Counter[Verdict], tracks: int) -> str:
+    """Such as: held for 3 of 4 tracks, cannot be told for 1."""
+    first, *others = (f"{verdict} for {counts[verdict]}" for verdict in (HELD, NOT, OPEN) if counts[verdict])
+    return ", ".join([f"{first} of {tracks} track{'s' if tracks > 1 else ''}", *others])
 
 
 def _majority(counts: Mapping[Verdict, int], tracks: int) -> Verdict:
