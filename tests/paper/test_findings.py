@@ -10,26 +10,27 @@ from audio_lens_plugin.paper.findings import judge, published
 FORMS = {"A": "open", "B": "open"}
 
 
-def curve(outcome: str, values: list[float], wide: float) -> pd.DataFrame:
-    line = {"form": "open", "control": "clip", "span": "last", "outcome": outcome, "samples": 20}
-    table = pd.DataFrame({"layer": range(len(values)), "probability": values})
-    return table.assign(low=table["probability"] - wide, high=table["probability"] + wide, **line)
+def changes(outcome: str, values: list[float], wide: float, p: float) -> pd.DataFrame:
+    """By how much layers 1, 2, ... lie above the last one."""
+    line = {"form": "open", "outcome": outcome, "samples": 20, "p_of_all": p}
+    table = pd.DataFrame({"layer": range(1, len(values) + 1), "change": values})
+    return table.assign(low=table["change"] - wide, high=table["change"] + wide, **line)
 
 
 def tables(
-    success: tuple[float, ...] = (0.1, 0.1, 0.9),
-    failure: tuple[float, ...] = (0.1, 0.6, 0.1),
-    wide: float = 0.05,
+    success: tuple[float, ...] = (-0.8, -0.2),
+    failure: tuple[float, ...] = (0.1, 0.5),
+    falls: float = 0.01,
     r: tuple[float, float] = (-0.6, 0.01),
     share: tuple[float, float, float] = (0.1, 0.0, 0.2),
     loss: tuple[float, float] = (-0.3, 0.01),
     gain: tuple[float, float, float, float] = (0.1, 0.05, 0.15, 0.01),
 ) -> dict[str, pd.DataFrame]:
-    curves = [curve("success", list(success), wide), curve("failure", list(failure), wide)]
+    both = [changes("success", list(success), 0.05, 0.01), changes("failure", list(failure), 0.05, falls)]
     shares = {"form": "open", "span": "attribute", **dict(zip(("share", "low", "high"), share, strict=True))}
     window = {"queries": "last", "keys": "audio", "cut": "keys", "layer": 2}
     of_track = {
-        "curves": pd.concat(curves),
+        "changes": pd.concat(both),
         "attribute_share": pd.DataFrame([shares]),
         "knockout": pd.DataFrame([{**window, "probability": loss[0], "p_of_all": loss[1]}]),
         "enhancement": pd.DataFrame([dict(zip(("gain", "gain_low", "gain_high", "p_of_all"), gain, strict=True))]),
@@ -39,8 +40,8 @@ def tables(
     return found | {"correlation": pd.DataFrame([correlation])}
 
 
-def verdicts(**changes: tuple[float, ...] | float) -> list[str]:
-    return [one.verdict for one in judge(tables(**changes), FORMS)]  # type: ignore[arg-type]
+def verdicts(**numbers: tuple[float, ...] | float) -> list[str]:
+    return [one.verdict for one in judge(tables(**numbers), FORMS)]  # type: ignore[arg-type]
 
 
 def test_a_model_of_which_everything_holds() -> None:
@@ -48,12 +49,12 @@ def test_a_model_of_which_everything_holds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "changes", "verdict"),
+    ("place", "numbers", "verdict"),
     [
-        (0, {"success": (0.1, 0.9, 0.1)}, "did not hold"),
-        (0, {"success": (0.1, 0.5, 0.52)}, "cannot be told"),
-        (1, {"failure": (0.1, 0.2, 0.6)}, "did not hold"),
-        (1, {"failure": (0.1, 0.15, 0.1)}, "cannot be told"),
+        (0, {"success": (0.2, -0.8)}, "did not hold"),
+        (0, {"success": (-0.02, -0.8)}, "cannot be told"),
+        (1, {"failure": (-0.3, -0.1)}, "did not hold"),
+        (1, {"failure": (0.1, 0.5), "falls": 0.2}, "cannot be told"),
         (2, {"r": (0.6, 0.01)}, "did not hold"),
         (2, {"r": (-0.6, 0.2)}, "cannot be told"),
         (3, {"share": (0.8, 0.7, 0.9)}, "did not hold"),
@@ -65,10 +66,18 @@ def test_a_model_of_which_everything_holds() -> None:
         (5, {"gain": (0.1, 0.05, 0.15, 0.2)}, "cannot be told"),
     ],
 )
-def test_what_changes_a_verdict(place: int, changes: dict[str, tuple[float, ...]], verdict: str) -> None:
-    found = verdicts(**changes)
+def test_what_changes_a_verdict(place: int, numbers: dict[str, tuple[float, ...] | float], verdict: str) -> None:
+    found = verdicts(**numbers)
     assert found[place] == verdict
     assert [one for at, one in enumerate(found) if at != place] == ["held"] * 5
+
+
+def test_without_wrong_answers_it_cannot_be_told_whether_they_fall() -> None:
+    right = tables()
+    right["changes"] = right["changes"].query("outcome == 'success'")
+    found = judge(right, FORMS)
+    assert [one.verdict for one in found] == ["held", "cannot be told", *["held"] * 4]
+    assert found[1].tracks["clips"].tolist() == [0, 0]
 
 
 def test_tracks_that_disagree_leave_it_open() -> None:
