@@ -115,8 +115,8 @@ def _falls(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Judg
         "Wrong answers were closer",
         "For clips that are answered wrongly, that information peaks on the way and falls towards the end.",
         *_over_tracks(tables, forms, "failure", of_track),
-        f"p(true label) at the last position, clip by clip: that of some layer lies above the last, with p < {SIGNIFICANT} "
-        "of all layers together (signs flipped by clip); it did not fall where none lies above it.",
+        "p(true label) at the last position, clip by clip: that at some layer lies above that at the last, with "
+        f"p < {SIGNIFICANT} of all layers together (signs flipped by clip); it did not fall where none lies above.",
         "Curves are drawn in the paper; their numbers are not public.",
     )
 
