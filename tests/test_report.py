@@ -27,9 +27,13 @@ from audio_lens_plugin.report import (
     example_pictures,
     folded_table,
     html_table,
+    interval,
     lens_section,
+    p_value,
     picture,
     subtitle_of,
+    with_intervals,
+    with_p,
     write_report,
 )
 
@@ -157,11 +161,42 @@ def test_a_long_table_is_folded_and_says_how_long_it_is() -> None:
     assert folded.count("<td>") == 96
 
 
+def test_numbers_for_people() -> None:
+    assert interval(0.5, 0.25, 0.75) == "0.50 (0.25 to 0.75)"
+    assert interval(-0.001, -0.2, 0.1, "+") == "+0.00 (-0.20 to +0.10)", "no number is minus nothing"
+    assert interval(0.5, np.nan, np.nan) == "0.50"
+    assert interval(np.nan, 0.1, 0.2) == "–"
+    assert [p_value(p) for p in (0.04567, 0.00021, 1.0, np.nan)] == ["0.046", "0.00021", "1", "–"]
+    frame = pd.DataFrame({"value": [0.5], "low": [0.25], "high": [0.75], "p": [np.nan], "q": [0.123]})
+    shown = with_p(with_intervals(frame, "value"), "p", "q")
+    assert shown.to_dict("records") == [{"value": "0.50 (0.25 to 0.75)", "p": "–", "q": "0.12"}]
+
+
 def test_the_parts_of_a_section_stand_in_their_order(tmp_path: Path) -> None:
     figure = picture(plt.figure(), "nothing to see", "seen")
-    section = Section("Title", ("claim", "more"), "<table></table>", (figure,), "listed", "but", "held")
+    section = Section(
+        "Title",
+        ("claim", "more"),
+        "<table></table>",
+        (figure,),
+        "listed",
+        "but",
+        "held",
+        summary="<table><tr></tr></table>",
+    )
     page = write_report(tmp_path / "r.html", "t", "s", [section]).read_text()
-    order = ["</h2>", "</span> held", 'class="lead">claim<', "<p>more<", "<img", ">seen<", "listed", "<table>", ">but<"]
+    order = [
+        "</h2>",
+        "</span> held",
+        'class="lead">claim<',
+        "<p>more<",
+        "<table><tr>",
+        "<img",
+        ">seen<",
+        "listed",
+        "<table></",
+        ">but<",
+    ]
     places = [page.index(mark) for mark in order]
     assert places == sorted(places)
 

@@ -160,7 +160,7 @@ def _accuracy(table: pd.DataFrame, tracks: Sequence[str]) -> Section:
     restricted = table[table["measure"] == "labels"]
     means = restricted.pivot_table(index=["track", "control"], columns="model", values="value", sort=False)
     common = means[means.index.get_level_values("track").isin(tracks)]
-    heard = common.xs(CLIP, level="control").mean()
+    heard = common[common.index.get_level_values("control") == CLIP].mean()
     return Section(
         "How often the models are right",
         (

@@ -182,7 +182,7 @@ def attribute_share(table: pd.DataFrame, forms: Mapping[str, str]) -> Drawn:
         axes.set(xlabel="share", ylim=(len(spans) - 0.4, -0.6), xlim=(-1.0, 2.0))
 
     said = "; ".join(
-        f"{track} {line['span']} {line['share']:.2f}"
+        f"{track} {line['span']} {_number(line['share'])}"
         for track, form in forms.items()
         for _, line in _of(table, track, form=form).iterrows()
     )
@@ -262,7 +262,7 @@ def grounding(table: pd.DataFrame) -> Drawn:
 
     tracks = _tracks(table)
     said = "; ".join(
-        f"{track} {part['value'].iloc[0]:.2f} to {part['value'].iloc[-1]:.2f}"
+        f"{track} {_number(part['value'].iloc[0])} to {_number(part['value'].iloc[-1])}"
         for track, part in table.groupby("track", sort=False)
     )
     return Drawn(
@@ -306,6 +306,10 @@ def _of(table: pd.DataFrame, track: str, **columns: str) -> pd.DataFrame:
     for name, value in columns.items():
         chosen &= table[name] == value
     return table[chosen]
+
+
+def _number(value: float) -> str:
+    return "undefined" if np.isnan(value) else f"{value:.2f}"
 
 
 def _forms(forms: Mapping[str, str]) -> str:

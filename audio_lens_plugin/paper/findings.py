@@ -144,8 +144,8 @@ def _correlates(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) ->
 def pearson(line: pd.Series) -> str:
     """A line of the table of correlations in words."""
     if pd.isna(line["value"]):
-        return f"no correlation of critical layer and accuracy can be computed from {line['points']} points"
-    number = f"{line['value']:.2f} (p = {p_value(line['p'])}, {line['points']} points)"
+        return f"no correlation of critical layer and accuracy can be computed from {line['points']:.0f} points"
+    number = f"{line['value']:.2f} (p = {p_value(line['p'])}, {line['points']:.0f} points)"
     return f"Pearson's r of critical layer and accuracy is {number}"
 
 
@@ -199,7 +199,7 @@ def _enhances(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> J
     for _, line in tables["enhancement"].iterrows():
         sure = line["gain_low"] > 0 and line["p_of_all"] < SIGNIFICANT
         verdict: Verdict = HELD if sure else NOT if line["gain_high"] < 0 else OPEN
-        gain = interval(line["gain"], line["gain_low"], line["gain_high"], sign="+")
+        gain = interval(line["gain"], line["gain_low"], line["gain_high"], "+")
         numbers = {"gain in accuracy on held-out clips": gain, "p of all tracks": p_value(line["p_of_all"])}
         found[line["track"]] = (verdict, numbers)
     return Judgement(

@@ -279,7 +279,7 @@ def _question(tables: Tables, pictures: Pictures, forms: Forms) -> Section:
         [_shown(words[words["control"] == CLIP], track, forms[track]).nlargest(1, "score") for track in drawn]
     )
     best["chance"] = best["track"].map(tables["information"].groupby("track")["chance"].first())
-    most = best.loc[(best["score"] - best["chance"]).idxmax()]
+    most = best.assign(above=best["score"] - best["chance"]).nlargest(1, "above").iloc[0]
     return Section(
         title,
         (
@@ -505,8 +505,8 @@ def _by_track(table: pd.DataFrame) -> str:
 
 
 def _changes(table: pd.DataFrame, column: str, of: str = "") -> list[str]:
-    numbers = table[[f"{column}{of}", f"{column}_low{of}", f"{column}_high{of}"]].itertuples(index=False)
-    return [interval(*line, sign="+") for line in numbers]
+    numbers = (table[f"{column}{end}{of}"] for end in ("", "_low", "_high"))
+    return [interval(value, low, high, "+") for value, low, high in zip(*numbers, strict=True)]
 
 
 def _layer(layer: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from audio_lens_plugin.paper.findings import judge, published
+from audio_lens_plugin.paper.findings import judge, pearson, published
 
 FORMS = {"A": "open", "B": "open"}
 
@@ -84,6 +84,58 @@ def test_tracks_that_disagree_leave_it_open() -> None:
     mixed = tables()
     mixed["attribute_share"].loc[mixed["attribute_share"]["track"] == "B", ["share", "low", "high"]] = (0.8, 0.7, 0.9)
     assert judge(mixed, FORMS)[3].verdict == "cannot be told"
+
+
+def test_a_judgement_tells_its_numbers_track_by_track() -> None:
+    judgements = judge(tables(wide=0.05, failure=(0.1, 0.6, 0.1)), FORMS)
+    rises, falls, correlates, little, reads, enhances = judgements
+    assert rises.here == "held for 2 of 2 tracks"
+    assert rises.tracks.to_dict("records")[1] == {
+        "track": "B",
+        "here": "held",
+        "clips": 20,
+        "p(true label) after block 1": "0.10 (0.05 to 0.15)",
+        "at the end": "0.90 (0.85 to 0.95)",
+    }
+    assert falls.tracks.loc[0, ["highest p(true label)", "after layer"]].tolist() == ["0.60 (0.55 to 0.65)", "1"]
+    assert correlates.here == "Pearson's r of critical layer and accuracy is -0.60 (p = 0.01, 24 points)"
+    assert correlates.tracks.empty
+    assert little.tracks["share of the information at the last position"].tolist() == ["0.10 (0.00 to 0.20)"] * 2
+    assert reads.tracks.loc[
+        0, ["largest change of p(truth)", "without", "around layer", "p of all windows"]
+    ].tolist() == [*("-0.30", "last → audio", "2", "0.01")]
+    assert enhances.tracks["gain in accuracy on held-out clips"].tolist() == ["+0.10 (+0.05 to +0.15)"] * 2
+
+
+def test_tracks_are_counted_by_what_became_of_them() -> None:
+    mixed = tables()
+    mixed["attribute_share"].loc[mixed["attribute_share"]["track"] == "B", ["share", "low", "high"]] = (0.8, 0.7, 0.9)
+    assert judge(mixed, FORMS)[3].here == "held for 1 of 2 tracks, did not hold for 1"
+    assert judge(tables(), {"A": "open"})[3].here == "held for 1 of 1 track"
+    assert judge(tables(), {"A": "reversed"} | FORMS)[3].verdict == "held"
+    mixed["attribute_share"] = mixed["attribute_share"].iloc[:0]
+    without = judge(mixed, FORMS)[3]
+    assert (without.verdict, without.here) == ("cannot be told", "no track has these numbers")
+
+
+def test_a_window_that_surely_costs_goes_before_one_that_costs_more() -> None:
+    found = tables()
+    unsure = found["knockout"].assign(layer=5, probability=-0.4, p_of_all=0.3)
+    found["knockout"] = pd.concat([found["knockout"], unsure])
+    reads = judge(found, FORMS)[4]
+    assert reads.verdict == "held"
+    assert reads.tracks["largest change of p(truth)"].tolist() == ["-0.30", "-0.30"]
+
+
+def test_a_correlation_that_does_not_exist_is_said() -> None:
+    line = pd.Series({"value": float("nan"), "p": float("nan"), "points": 2})
+    assert pearson(line) == "no correlation of critical layer and accuracy can be computed from 2 points"
+
+
+def test_known_cautions_stand_by_their_findings() -> None:
+    _, _, correlates, _, reads, _ = judge(tables(), FORMS)
+    assert 'Forms without "is" read the labels a word too early' in correlates.rule
+    assert "it may cost more than the cut" in reads.rule
 
 
 def test_published_numbers_are_found_by_the_models_name() -> None:

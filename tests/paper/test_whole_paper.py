@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from browser import installed_browser, opened, printed
+from playwright.sync_api import Browser
 
 from audio_lens_plugin.datasets import toy_clips, toy_tracks
 from audio_lens_plugin.loading import load, toys
@@ -101,7 +104,7 @@ def test_the_folder_explains_itself(toy_and_run: tuple[str, Path]) -> None:
     toy, run = toy_and_run
     page = (run / "report.html").read_text()
     assert f"{toy}: the AudioLens paper" in page
-    assert len(re.findall(r'<p class="verdict">(held|did not hold|cannot be told)</p>', page)) == 6
+    assert len(re.findall(r'<p class="verdict .*</span> (held|did not hold|cannot be told)</p>', page)) == 6
     alts = re.findall(r'<img[^>]* alt="([^"]*)"', page)
     assert len(alts) == 8 + 4 * 5 + page.count("data:audio/ogg")
     assert all(len(alt) > 30 for alt in alts)
@@ -109,6 +112,63 @@ def test_the_folder_explains_itself(toy_and_run: tuple[str, Path]) -> None:
     assert {"accuracy.svg", "accuracy.png", "knockout_Animal.svg"} <= figures
     assert len(figures) == 2 * (8 + 4 * 5)
     assert not RunFolder.open(run).missing
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with installed_browser() as running:
+        yield running
+
+
+OF_SECTIONS = """() => [...document.querySelectorAll('section')].map(section => ({
+    title: section.querySelector('h2').innerText, lead: section.querySelector('.lead').innerText}))"""
+OF_FIGURES = "all => all.map(image => [image.alt, image.naturalWidth, image.clientWidth, image.clientHeight])"
+OF_SOUNDS = """all => all.map(sound => [sound.closest('section').querySelector('h2').innerText.split(':')[0],
+    sound.closest('figure').querySelector('img').alt.split(':')[0], sound.duration])"""
+
+
+def test_a_report_is_met_whole(toy_and_run: tuple[str, Path], browser: Browser) -> None:
+    _, run = toy_and_run
+    with opened(browser, run / "report.html") as visit:
+        assert visit.complaints == []
+        figures = visit.page.locator("img").evaluate_all(OF_FIGURES)
+        assert len(figures) >= 8 + 4 * 5 + 4
+        assert all(len(alt) > 30 and min(sizes) > 100 for alt, *sizes in figures)
+        said = visit.page.inner_text("body") + " ".join(alt for alt, *_ in figures)
+        assert not re.search(r"\bnan\b", said)
+        pages = printed(visit)
+    assert all(text.strip() and ink > 0.005 for text, ink in pages)
+    assert len(pages) < 60, "tables are as long as layers, not as layers times prompt forms"
+
+
+def test_a_report_does_not_scroll_sideways_on_a_phone(toy_and_run: tuple[str, Path], browser: Browser) -> None:
+    _, run = toy_and_run
+    with opened(browser, run / "report.html", width=360, height=740) as phone:
+        assert phone.complaints == []
+        assert phone.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_clips_of_a_report_can_be_played(toy_and_run: tuple[str, Path], browser: Browser) -> None:
+    _, run = toy_and_run
+    seconds = pd.read_parquet(run / "clips.parquet").set_index(["track", "clip"])["seconds"]
+    with opened(browser, run / "report.html") as visit:
+        heard = visit.page.locator("audio").evaluate_all(OF_SOUNDS)
+    assert {track for track, _, _ in heard} == set(TRACKS)
+    assert [duration for *_, duration in heard] == pytest.approx(
+        [seconds[track, clip] for track, clip, _ in heard], abs=0.03
+    )
+
+
+def test_every_section_begins_with_a_short_claim_and_its_number(
+    toy_and_run: tuple[str, Path], browser: Browser
+) -> None:
+    _, run = toy_and_run
+    with opened(browser, run / "report.html") as visit:
+        sections = visit.page.evaluate(OF_SECTIONS)
+    for section in sections:
+        assert re.search(r"\d", section["lead"]) or "single clips" in section["title"], section
+        assert len(section["lead"]) < 170, section
+        assert ";" not in section["lead"], section
 
 
 def test_models_stand_side_by_side(runs: dict[str, Path], tmp_path: Path) -> None:
