@@ -11,7 +11,7 @@ import pandas as pd
 from audio_lens_plugin.paper import figures
 from audio_lens_plugin.paper.design import CLIP
 from audio_lens_plugin.paper.figures import Drawn
-from audio_lens_plugin.paper.findings import SIGNIFICANT, WORDING, Judgement, judge, pearson
+from audio_lens_plugin.paper.findings import SIGNIFICANT, Judgement, judge, pearson, wording
 from audio_lens_plugin.paper.folder import RunFolder, write_figure, write_table, write_whole
 from audio_lens_plugin.paper.sections import correlation_table
 from audio_lens_plugin.paper.tables import TABLES, correlations
@@ -132,14 +132,12 @@ def _sections(
     forms: Mapping[str, str],
     same_data: bool,
 ) -> list[Section]:
-    tracks, data = list(forms), "All runs are of the same clips."
-    if not same_data:
-        data = "The runs are of DIFFERENT clips: compare with care."
+    data = "All runs are of the same clips." if same_data else "The runs are of DIFFERENT clips: compare with care."
     return [
         _verdicts({model: judge(found, forms) for model, found in every.items()}, data),
-        _accuracy(tables["accuracy"], tracks),
+        _accuracy(tables["accuracy"], forms),
         _where(tables["information"], forms, pictures["information"]),
-        _critical(tables["correlation"], pictures["critical_layers"]),
+        _critical(tables["correlation"], forms, pictures["critical_layers"]),
         _enhancement(tables["enhancement"], pictures["enhancement"]),
     ]
 
@@ -156,10 +154,10 @@ def _verdicts(verdicts: Mapping[str, Sequence[Judgement]], data: str) -> Section
     )
 
 
-def _accuracy(table: pd.DataFrame, tracks: Sequence[str]) -> Section:
+def _accuracy(table: pd.DataFrame, forms: Mapping[str, str]) -> Section:
     restricted = table[table["measure"] == "labels"]
     means = restricted.pivot_table(index=["track", "control"], columns="model", values="value", sort=False)
-    common = means[means.index.get_level_values("track").isin(tracks)]
+    common = means[means.index.get_level_values("track").isin(list(forms))]
     heard = common[common.index.get_level_values("control") == CLIP].mean()
     return Section(
         "How often the models are right",
@@ -168,7 +166,7 @@ def _accuracy(table: pd.DataFrame, tracks: Sequence[str]) -> Section:
             "Mean over prompt forms, restricted to the labels; the first sentence is about tracks that all runs have.",
         ),
         table=html_table(means.reset_index().rename_axis(columns=None)),
-        caveat=WORDING,
+        caveat=wording(forms).strip(),
     )
 
 
@@ -194,7 +192,7 @@ def _where(table: pd.DataFrame, forms: Mapping[str, str], figure: Picture) -> Se
     )
 
 
-def _critical(table: pd.DataFrame, figure: Picture) -> Section:
+def _critical(table: pd.DataFrame, forms: Mapping[str, str], figure: Picture) -> Section:
     across = table[(table["of"] == "model x track x form") & (table["measure"] == "pearson")].iloc[0]
     return Section(
         "Critical layer and accuracy",
@@ -204,7 +202,7 @@ def _critical(table: pd.DataFrame, figure: Picture) -> Section:
         ),
         summary=correlation_table(table),
         figures=(figure,),
-        caveat=f"Points of one model and track share clips; p values treat them as independent. {WORDING}",
+        caveat=f"Points of one model and track share clips; p values treat them as independent.{wording(forms)}",
     )
 
 

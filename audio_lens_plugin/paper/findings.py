@@ -29,10 +29,6 @@ PUBLISHED: dict[str, dict[str, float]] = {
 """Accuracies on SAKURA's single-hop questions, as published with it (github ckyang1124/SAKURA), 500 clips a track."""
 
 
-WORDING = (
-    'Forms without "is" read the labels a word too early ("The gender" goes on with "is"), so their numbers are lower '
-    "for a reason of wording."
-)
 CONTROL = (
     "The control cuts as many other keys, drawn by chance. Where audio positions outnumber the words it may cost more "
     "than the cut: there are fewer other keys, and it takes nearly all of the text (blocked counts the pairs cut)."
@@ -80,6 +76,16 @@ def published(model: str) -> dict[str, float]:
     if model.startswith("toy/"):
         return {}
     return next((numbers for name, numbers in PUBLISHED.items() if name.lower() in model.lower()), {})
+
+
+def wording(forms: Mapping[str, str]) -> str:
+    """A caution about the paper's prompt forms, where these are shown."""
+    if not any("is" in form.split("+") for form in forms.values()):
+        return ""
+    return (
+        ' Forms without "is" read the labels a word too early ("The gender" goes on with "is"), so their numbers are '
+        "lower for a reason of wording."
+    )
 
 
 def _rises(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Judgement:
@@ -136,7 +142,7 @@ def _correlates(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) ->
         pearson(line),
         pd.DataFrame(),
         f"the sign of r, over one point per track and form, where its permutation test gives p < {SIGNIFICANT}. Forms "
-        f"of a track share its clips, so the test flatters. {WORDING}",
+        f"of a track share its clips, so the test flatters.{wording(forms)}",
         "A negative correlation; its value is not public.",
     )
 

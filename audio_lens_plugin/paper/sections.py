@@ -12,7 +12,7 @@ import pandas as pd
 
 from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.paper.design import CLIP, NO_AUDIO, SILENCE
-from audio_lens_plugin.paper.findings import CONTROL, SIGNIFICANT, WORDING, Judgement, judge, published
+from audio_lens_plugin.paper.findings import CONTROL, SIGNIFICANT, Judgement, judge, published, wording
 from audio_lens_plugin.paper.folder import Identity
 from audio_lens_plugin.recipes.logit_lens import LensResult
 from audio_lens_plugin.report import (
@@ -48,12 +48,12 @@ def sections_of(identity: Identity, tables: Tables, pictures: Pictures, forms: F
     return [
         _overview(judgements, tables),
         *map(_finding, judgements),
-        _accuracy(identity, tables, pictures),
+        _accuracy(identity, tables, pictures, forms),
         _controls(tables),
         _information(tables, pictures, forms),
         _question(tables, pictures, forms),
         _curves(tables, pictures, forms),
-        _critical(tables, pictures),
+        _critical(tables, pictures, forms),
         _share(tables, pictures, forms),
         _knockout(tables, pictures, forms),
         _patching(tables, pictures, forms),
@@ -161,7 +161,7 @@ def _finding(judgement: Judgement) -> Section:
     )
 
 
-def _accuracy(identity: Identity, tables: Tables, pictures: Pictures) -> Section:
+def _accuracy(identity: Identity, tables: Tables, pictures: Pictures, forms: Forms) -> Section:
     table = tables["accuracy"]
     restricted, free = (table[table["measure"] == measure] for measure in ("labels", "free"))
     means = restricted.pivot_table(index="track", columns="control", values="value", sort=False)
@@ -183,7 +183,7 @@ def _accuracy(identity: Identity, tables: Tables, pictures: Pictures) -> Section
         table=folded_table(_by_form(table)),
         figures=(pictures["accuracy"],),
         caveat="Restricted answers compare first tokens of the labels; a model that would say something else is not "
-        f"seen there. {WORDING}",
+        f"seen there.{wording(forms)}",
         group=ANALYSES,
     )
 
@@ -263,8 +263,8 @@ def _information(tables: Tables, pictures: Pictures, forms: Forms) -> Section:
         table=folded_table(_by_layer(heard[_of_form(heard, forms) | (heard["span"] == "audio")], "span", "score")),
         figures=(pictures["information"], *(pictures[f"forms_{track}"] for track in forms)),
         caveat="The lens reads states with the model's own last norm and unembedding: what is there in another form "
-        "is not seen. What stands at the audio positions does not depend on the words after them; it was read once. "
-        f"{WORDING} tables/information.parquet has every form, with p.",
+        "is not seen. What stands at the audio positions does not depend on the words after them; it was read "
+        f"once.{wording(forms)} tables/information.parquet has every form, with p.",
         group=ANALYSES,
     )
 
@@ -332,7 +332,7 @@ def _parting(part: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _critical(tables: Tables, pictures: Pictures) -> Section:
+def _critical(tables: Tables, pictures: Pictures, forms: Forms) -> Section:
     table, correlations = tables["critical_layers"], tables["correlation"]
     shown = with_intervals(table, "layer").drop(columns=["layers"])
     return Section(
@@ -348,7 +348,7 @@ def _critical(tables: Tables, pictures: Pictures) -> Section:
         table=folded_table(shown),
         figures=(pictures["critical_layers"],),
         caveat="A critical layer of a model near chance is made of noise: look at its interval, and at the share of "
-        f"resamples that have none (undefined). {WORDING}",
+        f"resamples that have none (undefined).{wording(forms)}",
         group=ANALYSES,
     )
 
