@@ -7,7 +7,7 @@
 
 A `ClipSet` knows its `Track`: which words ask for the attribute and which answers are possible. Clips are read one by
 one when they are needed; that all of them are there is checked at once, before anything runs. Multiple-choice questions
-about clips (`audio_lens_plugin.questions`) are `Recordings`, too: whoever runs an experiment treats both alike.
+about clips (`audio_lens_plugin.multiple_choice`) are `Recordings`, too: whoever runs an experiment treats both alike.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from audio_lens_plugin import bridge, patches
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.patch import Family
 
-SHELF = Path(__file__).parent / "toys"
+SHELF = Path(__file__).parent / "toy_shelf"
 TOY = "toy/"
 
 

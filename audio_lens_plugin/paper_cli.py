@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from audio_lens_plugin.datasets import ClipSet
+    from audio_lens_plugin.multiple_choice import QuestionSet
     from audio_lens_plugin.paper.design import Data
-    from audio_lens_plugin.questions import QuestionSet
 
 console = Console()
 
@@ -98,7 +98,7 @@ def compare(
 def _data(model: str, sakura: Path | None, questions: Path | None) -> Data:
     from audio_lens_plugin.datasets import DatasetError, toy_tracks
     from audio_lens_plugin.loading import toys
-    from audio_lens_plugin.questions import sakura_whole
+    from audio_lens_plugin.multiple_choice import sakura_whole
 
     found: dict[str, ClipSet | QuestionSet] = {}
     if sakura is not None:
@@ -114,7 +114,7 @@ def _data(model: str, sakura: Path | None, questions: Path | None) -> Data:
 
 def _questions(source: Path) -> dict[str, QuestionSet]:
     """A table, or a folder that a Hugging Face dataset was saved to."""
-    from audio_lens_plugin.questions import questions
+    from audio_lens_plugin.multiple_choice import questions
 
     if not source.is_dir():
         return questions(source)

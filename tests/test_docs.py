@@ -94,6 +94,12 @@ def test_indented_lines_of_a_rooms_text_are_shown_as_code(page: str, site: Path)
             assert not line.startswith("    ") or line.strip() in code, f"{room}: {line}"
 
 
+def test_every_table_of_a_run_is_told_with_its_columns() -> None:
+    from audio_lens_plugin.paper.tables import TABLES
+
+    assert re.findall(r"^\| `(\w+)` \|", text_of("paper.md").split("## The tables")[1], flags=re.M) == list(TABLES)
+
+
 def test_no_page_fetches_anything_from_elsewhere(site: Path) -> None:
     fetched = re.compile(r'<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)="(?:https?:)?//[^"]*"')
     pages = list(site.rglob("*.html"))

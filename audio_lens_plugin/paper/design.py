@@ -22,8 +22,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from audio_lens_plugin.datasets import ClipSet
+from audio_lens_plugin.multiple_choice import ASKED, LETTERS, QuestionSet
 from audio_lens_plugin.prompts import Sample
-from audio_lens_plugin.questions import ASKED, LETTERS, QuestionSet
 from audio_lens_plugin.tracks import PromptForm
 
 CLIP, SILENCE, NO_AUDIO = "clip", "silence", "no-audio"

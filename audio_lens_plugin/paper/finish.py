@@ -9,13 +9,13 @@ import pandas as pd
 
 from audio_lens_plugin.audio import as_clip
 from audio_lens_plugin.datasets import ClipSet
+from audio_lens_plugin.multiple_choice import QuestionSet
 from audio_lens_plugin.paper import figures
 from audio_lens_plugin.paper.design import CLIP, LENS, Data
 from audio_lens_plugin.paper.figures import Drawn
 from audio_lens_plugin.paper.folder import RunFolder, write_figure, write_table, write_whole
 from audio_lens_plugin.paper.sections import about_section, examples_section, sections_of
 from audio_lens_plugin.paper.tables import run_tables
-from audio_lens_plugin.questions import QuestionSet
 from audio_lens_plugin.recipes.logit_lens import LensResult
 from audio_lens_plugin.report import Section, picture, write_report
 

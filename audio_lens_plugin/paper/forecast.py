@@ -37,7 +37,12 @@ def forecast(
     """Time and memory of a run, by experiment.
 
     Args:
-        See `run.run_paper`.
+        model: see `run.run_paper`, as for all of these.
+        data: what the run is about.
+        out: the folder of the run; measured batches stay there.
+        settings: of the run.
+        dtype: of the weights.
+        device: where the model runs.
 
     Returns:
         one line per experiment: ``batches``; ``missing`` of them; ``cells`` (rows of results: a clip of the lens, an

@@ -29,11 +29,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from audio_lens_plugin.labels import form_after
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.loading import load, toys
+from audio_lens_plugin.multiple_choice import QuestionSet
 from audio_lens_plugin.paper.design import CLIP, Data, Settings, Unit, by_length, samples_of, subjects_of
 from audio_lens_plugin.paper.experiments import KINDS, Task
 from audio_lens_plugin.paper.finish import finish
 from audio_lens_plugin.paper.folder import Identity, RunFolder
-from audio_lens_plugin.questions import QuestionSet
 from audio_lens_plugin.recipes.enhancement import split_groups
 from audio_lens_plugin.results import ResultError
 
@@ -56,9 +56,9 @@ def run_paper(
 
     Args:
         model: a repo id, a folder, or a toy.
-        data: clips by the name of their track (`questions.sakura_whole`, `datasets.toy_tracks`, or any other), and sets
-            of questions by theirs (`questions.questions`). Where there are tracks, questions are only asked: what is
-            causal is measured on the tracks.
+        data: clips by the name of their track (`multiple_choice.sakura_whole`, `datasets.toy_tracks`, or any other),
+            and sets of questions by theirs (`multiple_choice.questions`). Where there are tracks, questions are only
+            asked: what is causal is measured on the tracks.
         out: the folder of the run.
         settings: see `design.Settings`.
         dtype: of the weights; the checkpoint's own if None.

@@ -13,10 +13,10 @@ from paper.small import SETTINGS, TOY, four_clips, four_questions, table_bytes
 
 from audio_lens_plugin.cli import main
 from audio_lens_plugin.loading import load
+from audio_lens_plugin.multiple_choice import questions
 from audio_lens_plugin.paper.design import subjects_of, units
 from audio_lens_plugin.paper.folder import RunFolder
 from audio_lens_plugin.paper.run import merge, run_paper
-from audio_lens_plugin.questions import questions
 from audio_lens_plugin.recipes.logit_lens import logit_lens
 from audio_lens_plugin.results import ResultError
 

@@ -10,7 +10,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from audio_lens_plugin.toys.tokenizer import train_tokenizer
+from audio_lens_plugin.toy_shelf.tokenizer import train_tokenizer
 from tiny import CHAT_TEMPLATE, enlivened
 
 SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<sound>")

@@ -10,7 +10,7 @@ from transformers import (
 )
 
 from audio_lens_plugin.patches.qwen2_5_omni import Processor
-from audio_lens_plugin.toys.tokenizer import train_tokenizer
+from audio_lens_plugin.toy_shelf.tokenizer import train_tokenizer
 from tiny import CHAT_TEMPLATE, enlivened, needs_transformers
 
 SPECIAL_TOKENS = (

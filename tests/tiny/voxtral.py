@@ -18,7 +18,7 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from audio_lens_plugin.patches.voxtral import mistral_processor
-from audio_lens_plugin.toys.tokenizer import train_tokenizer
+from audio_lens_plugin.toy_shelf.tokenizer import train_tokenizer
 from tiny import enlivened, needs_transformers
 
 RANKS = {"<unk>": 0, "<s>": 1, "</s>": 2, "[INST]": 3, "[/INST]": 4, "<pad>": 11}  # as in the published file

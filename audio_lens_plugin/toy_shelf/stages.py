@@ -21,9 +21,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from audio_lens_plugin.toys.family import Toy
-from audio_lens_plugin.toys.prompts import Prompts
-from audio_lens_plugin.toys.sounds import LabelledSound
+from audio_lens_plugin.toy_shelf.family import Toy
+from audio_lens_plugin.toy_shelf.prompts import Prompts
+from audio_lens_plugin.toy_shelf.sounds import LabelledSound
 from audio_lens_plugin.tracks import TRACKS
 
 LONG_SHARE = 0.12  # of the batches

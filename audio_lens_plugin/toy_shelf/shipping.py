@@ -17,8 +17,8 @@ from pathlib import Path
 import soundfile
 
 from audio_lens_plugin.lalm import LALM
-from audio_lens_plugin.toys.evaluation import Answers, ask
-from audio_lens_plugin.toys.sounds import MIXED, SAMPLE_RATE, LabelledSound, make_clips
+from audio_lens_plugin.toy_shelf.evaluation import Answers, ask
+from audio_lens_plugin.toy_shelf.sounds import MIXED, SAMPLE_RATE, LabelledSound, make_clips
 from audio_lens_plugin.tracks import TRACKS
 
 COLUMNS = {track.attribute: name for name, track in TRACKS.items()}

@@ -24,10 +24,10 @@ from audio_lens_plugin.patches.desta import FAMILY
 from audio_lens_plugin.patches.desta.configuration import DestaConfig
 from audio_lens_plugin.patches.desta.modeling import DestaForConditionalGeneration
 from audio_lens_plugin.patches.desta.processing import DestaProcessor
-from audio_lens_plugin.toys.family import MEL_BINS, WINDOW_SECONDS, Toy
-from audio_lens_plugin.toys.sounds import SAMPLE_RATE, LabelledSound
-from audio_lens_plugin.toys.stages import learn
-from audio_lens_plugin.toys.tokenizer import train_tokenizer
+from audio_lens_plugin.toy_shelf.family import MEL_BINS, WINDOW_SECONDS, Toy
+from audio_lens_plugin.toy_shelf.sounds import SAMPLE_RATE, LabelledSound
+from audio_lens_plugin.toy_shelf.stages import learn
+from audio_lens_plugin.toy_shelf.tokenizer import train_tokenizer
 
 EARS = "toy/qwen2-audio"
 PROMPT_SIZE = 16

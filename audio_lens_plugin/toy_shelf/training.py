@@ -1,4 +1,4 @@
-"""Make a toy: ``python -m audio_lens_plugin.toys.training TOY --work SCRATCH``, within the hour on two cores.
+"""Make a toy: ``python -m audio_lens_plugin.toy_shelf.training TOY --work SCRATCH``, within the hour on two cores.
 
 In order: make the clips, learn to hear, learn to read, save the checkpoint as half-precision numbers, load it again as
 a user would, measure it on held-out clips, pick the clips that are shipped with it and write its model card. What
@@ -17,14 +17,14 @@ import torch
 import typer
 
 from audio_lens_plugin.loading import SHELF, load
-from audio_lens_plugin.toys.card import FORMS, write_card
-from audio_lens_plugin.toys.desta2 import Desta2Toy
-from audio_lens_plugin.toys.family import Toy
-from audio_lens_plugin.toys.qwen2_audio import Qwen2AudioToy
-from audio_lens_plugin.toys.qwen_audio import QwenAudioToy
-from audio_lens_plugin.toys.shipping import ship_clips
-from audio_lens_plugin.toys.sounds import make_clips
-from audio_lens_plugin.toys.stages import Pool, embedding_pool, feature_pool, learn_to_hear, learn_to_read
+from audio_lens_plugin.toy_shelf.card import FORMS, write_card
+from audio_lens_plugin.toy_shelf.desta2 import Desta2Toy
+from audio_lens_plugin.toy_shelf.family import Toy
+from audio_lens_plugin.toy_shelf.qwen2_audio import Qwen2AudioToy
+from audio_lens_plugin.toy_shelf.qwen_audio import QwenAudioToy
+from audio_lens_plugin.toy_shelf.shipping import ship_clips
+from audio_lens_plugin.toy_shelf.sounds import make_clips
+from audio_lens_plugin.toy_shelf.stages import Pool, embedding_pool, feature_pool, learn_to_hear, learn_to_read
 
 SHORT_SECONDS, LONG_SECONDS = (0.5, 3.0), (3.0, 6.0)
 REST_CLIPS = 800
@@ -83,7 +83,7 @@ def main(
     toy = TOYS[name].untrained()
     train(toy, work, clips, hearing_steps, reading_steps, seed)
     command = (
-        f"python -m audio_lens_plugin.toys.training {name} --work SCRATCH --clips {clips} "
+        f"python -m audio_lens_plugin.toy_shelf.training {name} --work SCRATCH --clips {clips} "
         f"--hearing-steps {hearing_steps} --reading-steps {reading_steps} --seed {seed}"
     )
     facts: dict[str, Any] = dict(name=f"toy/{name}", about=toy.about, history=toy.history, command=command)

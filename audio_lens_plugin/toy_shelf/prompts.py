@@ -17,7 +17,7 @@ import torch
 from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.patch import encode_row
 from audio_lens_plugin.prompts import Prompt
-from audio_lens_plugin.toys.family import Toy
+from audio_lens_plugin.toy_shelf.family import Toy
 from audio_lens_plugin.tracks import TRACKS, PromptForm, Track
 
 FORMS = tuple(form for form in PromptForm.all() if form.audio)

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from audio_lens_plugin.patch import Family
-from audio_lens_plugin.toys.sounds import LabelledSound
+from audio_lens_plugin.toy_shelf.sounds import LabelledSound
 
 MEL_BINS = 40
 WINDOW_SECONDS = 6

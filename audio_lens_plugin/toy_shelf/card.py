@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from audio_lens_plugin.lalm import LALM
-from audio_lens_plugin.toys.evaluation import Answers, ask
-from audio_lens_plugin.toys.shipping import QUOTAS
-from audio_lens_plugin.toys.sounds import DROWNED, NOISY, LabelledSound, make_clips
+from audio_lens_plugin.toy_shelf.evaluation import Answers, ask
+from audio_lens_plugin.toy_shelf.shipping import QUOTAS
+from audio_lens_plugin.toy_shelf.sounds import DROWNED, NOISY, LabelledSound, make_clips
 from audio_lens_plugin.tracks import TRACKS
 
 HELD_OUT = 400  # noisy clips, and as many drowned ones

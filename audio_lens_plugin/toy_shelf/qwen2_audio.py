@@ -27,15 +27,15 @@ from transformers.models.whisper.modeling_whisper import sinusoids
 
 from audio_lens_plugin.patch import Family
 from audio_lens_plugin.patches.qwen2_audio import FAMILY
-from audio_lens_plugin.toys.family import (
+from audio_lens_plugin.toy_shelf.family import (
     FRAMES_PER_SECOND,
     MEL_BINS,
     POSITIONS_PER_SECOND,
     WINDOW_SECONDS,
     Toy,
 )
-from audio_lens_plugin.toys.sounds import SAMPLE_RATE
-from audio_lens_plugin.toys.tokenizer import train_tokenizer
+from audio_lens_plugin.toy_shelf.sounds import SAMPLE_RATE
+from audio_lens_plugin.toy_shelf.tokenizer import train_tokenizer
 
 SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
 

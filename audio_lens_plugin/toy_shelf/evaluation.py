@@ -6,7 +6,7 @@ from audio_lens_plugin.audio import Clip
 from audio_lens_plugin.datasets import ClipSet
 from audio_lens_plugin.lalm import LALM
 from audio_lens_plugin.recipes.logit_lens import LensResult, logit_lens
-from audio_lens_plugin.toys.sounds import SAMPLE_RATE, LabelledSound
+from audio_lens_plugin.toy_shelf.sounds import SAMPLE_RATE, LabelledSound
 from audio_lens_plugin.tracks import TRACKS
 
 BATCH = 48

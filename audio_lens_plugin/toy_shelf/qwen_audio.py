@@ -20,9 +20,9 @@ from audio_lens_plugin.patches.qwen_audio.configuration import QwenAudioConfig
 from audio_lens_plugin.patches.qwen_audio.modeling import QwenAudioForConditionalGeneration, audio_lengths
 from audio_lens_plugin.patches.qwen_audio.processing import QwenAudioProcessor
 from audio_lens_plugin.patches.qwen_audio.tokenization import CLIP_END, CLIP_START, PLACEHOLDER, TURN_END, TURN_START
-from audio_lens_plugin.toys.family import FRAMES_PER_SECOND, MEL_BINS, WINDOW_SECONDS, Toy
-from audio_lens_plugin.toys.sounds import SAMPLE_RATE
-from audio_lens_plugin.toys.tokenizer import train_tokenizer
+from audio_lens_plugin.toy_shelf.family import FRAMES_PER_SECOND, MEL_BINS, WINDOW_SECONDS, Toy
+from audio_lens_plugin.toy_shelf.sounds import SAMPLE_RATE
+from audio_lens_plugin.toy_shelf.tokenizer import train_tokenizer
 
 EARS = "toy/qwen2-audio"
 SPECIAL_TOKENS = (TURN_START, TURN_END, PLACEHOLDER, CLIP_START, CLIP_END)

@@ -17,7 +17,7 @@ from sakura_layout import lay_out
 from audio_lens_plugin.audio import AudioError
 from audio_lens_plugin.datasets import ClipSet, DatasetError
 from audio_lens_plugin.lalm import LALM
-from audio_lens_plugin.questions import Question, QuestionSet, questions, sakura_questions, sakura_whole
+from audio_lens_plugin.multiple_choice import Question, QuestionSet, questions, sakura_questions, sakura_whole
 from audio_lens_plugin.recipes.logit_lens import logit_lens
 from audio_lens_plugin.spans import Role
 
