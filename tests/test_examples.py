@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
-FIGURES = {"causal_audio": 9, "first_look": 2, "own_clips": 2, "own_family": 1}  # at least
+FIGURES = {"causal_audio": 9, "first_look": 2, "own_clips": 2, "own_family": 1, "paper_on_a_toy": 2}  # at least
 
 
 def outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
