@@ -6,12 +6,11 @@ Each comes with words for those who do not see it (``alt``) and a caption.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -356,7 +355,7 @@ def _panels(
         down, across, figsize=(width * across + 0.6, height * down + 0.5), layout="constrained", squeeze=False,
         sharey=not own_rows,
     )  # fmt: skip
-    handles: dict[str, Artist] = {}
+    handles: dict[str, Any] = {}  # those of error bars are no artists
     for axes, track in zip(grid.flat, tracks, strict=False):
         draw(axes, track)
         axes.set_title(track, fontsize=10, loc="left")
@@ -371,7 +370,7 @@ def _panels(
     return figure
 
 
-def _legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> None:
+def _legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
     """Below the panels, in as many columns as the figure is wide."""
     columns = int(figure.get_figwidth() / (HANDLE + LETTER * max(map(len, names))))
     figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower center", ncols=max(columns, 1))

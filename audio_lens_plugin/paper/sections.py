@@ -7,6 +7,7 @@ what it says of every track stands in a small table.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -321,7 +322,7 @@ def _curves(tables: Tables, pictures: Pictures, forms: Forms) -> Section:
     )
 
 
-def _parting(part: pd.DataFrame) -> dict[str, float]:
+def _parting(part: pd.DataFrame) -> dict[str, Any]:
     """How many answers of a track are right and wrong, and after which layer they part."""
     right, wrong = (part[part["outcome"] == outcome].set_index("layer") for outcome in ("success", "failure"))
     apart = right.index[right["low"] > wrong["high"]]
@@ -509,7 +510,7 @@ def _changes(table: pd.DataFrame, column: str, of: str = "") -> list[str]:
     return [interval(value, low, high, "+") for value, low, high in zip(*numbers, strict=True)]
 
 
-def _layer(layer: float) -> str:
+def _layer(layer: Any) -> str:
     return "–" if pd.isna(layer) else f"{layer:.0f}"
 
 
