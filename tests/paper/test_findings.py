@@ -25,15 +25,17 @@ def tables(
     share: tuple[float, float, float] = (0.1, 0.0, 0.2),
     loss: tuple[float, float] = (-0.3, 0.01),
     gain: tuple[float, float, float, float] = (0.1, 0.05, 0.15, 0.01),
+    layers: tuple[float, float] = (1, 4),
 ) -> dict[str, pd.DataFrame]:
     both = [changes("success", list(success), 0.05, 0.01), changes("failure", list(failure), 0.05, falls)]
     shares = {"form": "open", "span": "attribute", **dict(zip(("share", "low", "high"), share, strict=True))}
     window = {"queries": "last", "keys": "audio", "cut": "keys", "layer": 2}
+    names = ("gain", "gain_low", "gain_high", "p_of_all", "source", "target")
     of_track = {
         "changes": pd.concat(both),
         "attribute_share": pd.DataFrame([shares]),
         "knockout": pd.DataFrame([{**window, "probability": loss[0], "p_of_all": loss[1]}]),
-        "enhancement": pd.DataFrame([dict(zip(("gain", "gain_low", "gain_high", "p_of_all"), gain, strict=True))]),
+        "enhancement": pd.DataFrame([dict(zip(names, (*gain, *layers), strict=True))]),
     }
     found = {name: pd.concat([table.assign(track=track) for track in FORMS]) for name, table in of_track.items()}
     correlation = {"of": "track x form", "measure": "pearson", "value": r[0], "p": r[1], "points": 24}
@@ -64,6 +66,7 @@ def test_a_model_of_which_everything_holds() -> None:
         (5, {"gain": (-0.1, -0.2, -0.05, 0.01)}, "did not hold"),
         (5, {"gain": (0.0, 0.0, 0.0, 1.0)}, "cannot be told"),
         (5, {"gain": (0.1, 0.05, 0.15, 0.2)}, "cannot be told"),
+        (5, {"layers": (4, 1)}, "cannot be told"),
     ],
 )
 def test_what_changes_a_verdict(place: int, numbers: dict[str, tuple[float, ...] | float], verdict: str) -> None:
