@@ -216,8 +216,8 @@ def _enhances(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> J
         "Adding an early, attribute-rich layer to a later one makes the model answer better, without training.",
         *_together(found),
         "the interval of the gain on held-out clips lies above 0, and McNemar's test, corrected for all tracks, gives "
-        f"p < {SIGNIFICANT}. The setting was chosen on other clips; where it puts a later layer into an earlier one, a gain "
-        "would be none of the paper's.",
+        f"p < {SIGNIFICANT}. The setting was chosen on other clips; where it puts a later layer into an earlier one, "
+        "a gain would be none of the paper's.",
         "16.3 % better, relatively (one reader's notes; which layers, and the accuracies, are not public).",
     )
 
