@@ -20,6 +20,7 @@ from audio_lens_plugin.recipes.causal_figures import before_after, effect_heatma
 from audio_lens_plugin.recipes.figure_style import COLOURS, QUIET, colour_of, line_with_band, open_frame
 
 COLUMNS = 2
+HEIGHT = 2.4  # of a panel, in inches
 LETTER, HANDLE = 0.062, 0.6  # inches: the mean width of a letter of a legend, what stands beside its words
 EMBEDDINGS = "layer (0 = embeddings)"
 CONTROL_COLOURS = {CLIP: COLOURS[0], SILENCE: COLOURS[1], NO_AUDIO: COLOURS[4]}
@@ -48,11 +49,11 @@ def accuracy(table: pd.DataFrame) -> Drawn:
         axes.set_yticks(range(len(forms)), forms, fontsize=7)
         axes.set(xlim=(-0.02, 1.02), xlabel="accuracy", ylim=(len(forms) - 0.4, -0.6))
 
-    rows = table.groupby("track")["form"].nunique().max()
+    heights = [0.34 * forms + 1.4 for forms in table.groupby("track", sort=False)["form"].nunique()]
     named = restricted.assign(of=restricted["track"] + ", " + restricted["control"])
     said = "; ".join(f"{of}: {value:.2f}" for of, value in named.groupby("of", sort=False)["value"].mean().items())
     return Drawn(
-        _panels(_tracks(table), draw, width=4.4, height=0.34 * rows + 1.4, own_rows=True),
+        _panels(_tracks(table), draw, width=4.4, heights=heights, own_rows=True),
         f"Accuracy by track, prompt form and control. Means over forms: {said}.",
         "Share of right answers, restricted to the labels (with the clip, with silence of the same length, without "
         "audio) and said freely, with 95 % bootstrap intervals over clips; dotted: chance.",
@@ -186,7 +187,7 @@ def attribute_share(table: pd.DataFrame, forms: Mapping[str, str]) -> Drawn:
         for _, line in _of(table, track, form=form).iterrows()
     )
     return Drawn(
-        _panels(list(forms), draw, height=2.0, own_rows=True),
+        _panels(list(forms), draw, heights=[2.0] * len(forms), own_rows=True),
         f"Information at other positions as a share of that at the last one. {said}.",
         f"Information score above chance, summed over layers, divided by the same at the last position (dotted: as "
         f"much), {_forms(forms)}. What lies beyond the frame is in the table.",
@@ -345,15 +346,22 @@ def _panels(
     *,
     ylabel: str = "",
     width: float = 3.1,
-    height: float = 2.4,
+    heights: Sequence[float] | None = None,
     own_rows: bool = False,
 ) -> Figure:
-    """One panel per track, with one legend; ``own_rows``: each has rows of its own, so that axes are not shared."""
+    """One panel per track, with one legend.
+
+    Args:
+        heights: of the panels, in inches.
+        own_rows: each panel has rows of its own, so that axes are not shared.
+    """
+    heights = heights or [HEIGHT] * len(tracks)
     across = min(COLUMNS, len(tracks))
     down = -(-len(tracks) // across)
+    of_rows = [max(heights[row * across : (row + 1) * across]) for row in range(down)]
     figure, grid = plt.subplots(
-        down, across, figsize=(width * across + 0.6, height * down + 0.5), layout="constrained", squeeze=False,
-        sharey=not own_rows,
+        down, across, figsize=(width * across + 0.6, sum(of_rows) + 0.5), layout="constrained", squeeze=False,
+        sharey=not own_rows, height_ratios=of_rows,
     )  # fmt: skip
     handles: dict[str, Any] = {}  # those of error bars are no artists
     for axes, track in zip(grid.flat, tracks, strict=False):

@@ -92,14 +92,15 @@ def _rises(tables: Mapping[str, pd.DataFrame], forms: Mapping[str, str]) -> Judg
     def of_track(part: pd.DataFrame) -> Found:
         first = part.iloc[0]
         rise = interval(-first["change"], -first["high"], -first["low"], sign="+")
-        return _above(0.0, first["high"], 0.0, first["low"]), {"p(true label) at the end minus after block 1": rise}
+        verdict = _above(0.0, first["high"], 0.0, first["low"]) if first["p"] < SIGNIFICANT else OPEN
+        return verdict, {"p(true label) at the end minus after block 1": rise, "p": p_value(first["p"])}
 
     return Judgement(
         "Right answers grow",
         "For clips that are answered rightly, information about the attribute rises with depth.",
         *_over_tracks(tables, forms, "success", of_track),
         "p(true label) at the last position, clip by clip: the interval of the change from the first block to the last "
-        "lies above 0.",
+        f"lies above 0, with p < {SIGNIFICANT} (signs flipped by clip).",
         "Curves are drawn in the paper; their numbers are not public.",
     )
 

@@ -12,7 +12,7 @@ FORMS = {"A": "open", "B": "open"}
 
 def changes(outcome: str, values: list[float], wide: float, p: float) -> pd.DataFrame:
     """By how much layers 1, 2, ... lie above the last one."""
-    line = {"form": "open", "outcome": outcome, "samples": 20, "p_of_all": p}
+    line = {"form": "open", "outcome": outcome, "samples": 20, "p": p, "p_of_all": p}
     table = pd.DataFrame({"layer": range(1, len(values) + 1), "change": values})
     return table.assign(low=table["change"] - wide, high=table["change"] + wide, **line)
 
@@ -20,6 +20,7 @@ def changes(outcome: str, values: list[float], wide: float, p: float) -> pd.Data
 def tables(
     success: tuple[float, ...] = (-0.8, -0.2),
     failure: tuple[float, ...] = (0.1, 0.5),
+    rises: float = 0.01,
     falls: float = 0.01,
     r: tuple[float, float] = (-0.6, 0.01),
     share: tuple[float, float, float] = (0.1, 0.0, 0.2),
@@ -27,7 +28,7 @@ def tables(
     gain: tuple[float, float, float, float] = (0.1, 0.05, 0.15, 0.01),
     layers: tuple[float, float] = (1, 4),
 ) -> dict[str, pd.DataFrame]:
-    both = [changes("success", list(success), 0.05, 0.01), changes("failure", list(failure), 0.05, falls)]
+    both = [changes("success", list(success), 0.05, rises), changes("failure", list(failure), 0.05, falls)]
     shares = {"form": "open", "span": "attribute", **dict(zip(("share", "low", "high"), share, strict=True))}
     window = {"queries": "last", "keys": "audio", "cut": "keys", "layer": 2}
     names = ("gain", "gain_low", "gain_high", "p_of_all", "source", "target")
@@ -55,6 +56,7 @@ def test_a_model_of_which_everything_holds() -> None:
     [
         (0, {"success": (0.2, -0.8)}, "did not hold"),
         (0, {"success": (-0.02, -0.8)}, "cannot be told"),
+        (0, {"success": (-0.8, -0.2), "rises": 0.2}, "cannot be told"),
         (1, {"failure": (-0.3, -0.1)}, "did not hold"),
         (1, {"failure": (0.1, 0.5), "falls": 0.2}, "cannot be told"),
         (2, {"r": (0.6, 0.01)}, "did not hold"),
