@@ -100,6 +100,7 @@ def test_a_judgement_tells_its_numbers_track_by_track() -> None:
         "here": "held",
         "clips": 20,
         "p(true label) at the end minus after block 1": "+0.80 (+0.75 to +0.85)",
+        "p": "0.01",
     }
     assert falls.tracks.loc[0].tolist() == ["A", "held", 20, "+0.50 (+0.45 to +0.55)", "2", "0.01"]
     assert correlates.here == "Pearson's r of critical layer and accuracy is -0.60 (p = 0.01, 24 points)"
