@@ -195,7 +195,7 @@ def table(source: Any, label: str, track: Track | str) -> ClipSet:
     """Any table of clips.
 
     Args:
-        source: a CSV, TSV, JSONL or parquet file with a column of paths (``file``, ``file_name``, ``path`` or
+        source: a CSV, TSV, JSON, JSONL or parquet file with a column of paths (``file``, ``file_name``, ``path`` or
             ``audio``; relative ones start at the table's folder, or at ``audio/`` in it), a data frame with absolute
             paths, or a Hugging Face dataset with an ``audio`` column.
         label: the column of labels.

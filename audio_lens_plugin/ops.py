@@ -196,7 +196,9 @@ def run_wave(
     its blocks, cut to these rows and to the positions from there on.
 
     Args:
-        states, cache, frame: of the stored run, as `keep_run` gives them.
+        states: of the stored run, as `keep_run` gives them.
+        cache: likewise.
+        frame: likewise.
         wave: ``rows`` (row of the stored run that each pass edits, in the order in which they join), ``joined`` (how
             many have joined at each layer, and after the last), ``first_col``, ``d_head``, ``writes`` and ``cuts`` (by
             layer; ``row`` is the pass, columns count from ``first_col``).

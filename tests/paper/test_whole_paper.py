@@ -31,6 +31,8 @@ MAY_LACK = {
     "enhancement": {"relative"},  # nothing was right before
 }
 
+EXPLAINED_ABOVE = {"track", "form", "samples", "low", "high", "p", "p_of_all"}  # the guide says them of all tables
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -66,6 +68,16 @@ def test_every_table_has_its_numbers(toy_and_run: tuple[str, Path]) -> None:
     assert len(tables["enhancement_development"]) == 4 * layers * (layers - 1)
     assert set(tables["knockout"]["cut"]) == {"keys", "control"}
     assert {"audio", "question", "attribute", "answer", "last", "all"} == set(tables["patching"]["position"])
+
+
+def test_the_guide_names_every_column_of_every_table(toy_and_run: tuple[str, Path]) -> None:
+    _, run = toy_and_run
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "paper.md").read_text()
+    for name, table in tables_of(run).items():
+        (line,) = re.findall(rf"^\| `{name}` .*$", guide, flags=re.M)
+        for column in set(table) - EXPLAINED_ABOVE:
+            measured = re.sub(r"_(low|high)$", "", column)
+            assert re.search(rf"\b{measured}\b", line), (name, column)
 
 
 def test_the_numbers_are_those_of_the_recipe(toy_and_run: tuple[str, Path]) -> None:
