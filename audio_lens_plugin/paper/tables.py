@@ -1,8 +1,8 @@
 """The tables of a run: tidy, made of the finished parts alone, the same to the last digit whoever computed the parts.
 
 Every table but ``correlation`` has the columns ``track`` and ``form``; a number has its 95 % bootstrap interval over
-clips (``low``, ``high``); a test has ``p``, and where many are made, ``p_of_all``, corrected for all of them. `TABLES` says
-what each table holds.
+clips (``low``, ``high``); a test has ``p``, and where many are made, ``p_of_all``, corrected for all of them. `TABLES`
+says what each table holds.
 """
 
 from __future__ import annotations
