@@ -15,6 +15,7 @@ from playwright.sync_api import Browser
 from audio_lens_plugin.datasets import toy_clips, toy_tracks
 from audio_lens_plugin.loading import load, toys
 from audio_lens_plugin.paper.compare import compare
+from audio_lens_plugin.paper.design import Settings
 from audio_lens_plugin.paper.folder import RunFolder
 from audio_lens_plugin.paper.run import run_paper
 from audio_lens_plugin.paper.tables import TABLES
@@ -38,7 +39,10 @@ EXPLAINED_ABOVE = {"track", "form", "samples", "low", "high", "p", "p_of_all"}  
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A whole run of every toy, made once."""
     folder = tmp_path_factory.mktemp("runs")
-    return {toy: run_paper(toy, toy_tracks(toy), folder / toy.split("/")[1]).parent for toy in toys()}
+    settings = Settings(new_tokens=4)  # the length of free answers is a third of the time
+    return {
+        toy: run_paper(toy, toy_tracks(toy), folder / toy.split("/")[1], settings=settings).parent for toy in toys()
+    }
 
 
 @pytest.fixture(params=list(toys()))
