@@ -89,7 +89,9 @@ def test_the_numbers_are_those_of_the_recipe(toy_and_run: tuple[str, Path]) -> N
     tables, form = tables_of(run), "open+is+question"
     by_hand = logit_lens(load(toy), toy_clips(toy, "Emotion").samples(form), TRACKS["Emotion"].labels, ["attribute"])
     mine = {
-        name: table.query(f"track == 'Emotion' and form == '{form}'") for name, table in tables.items() if "form" in table
+        name: table.query(f"track == 'Emotion' and form == '{form}'")
+        for name, table in tables.items()
+        if "form" in table
     }
     (accuracy,) = mine["accuracy"].query("measure == 'labels' and control == 'clip'")["value"]
     assert accuracy == pytest.approx(by_hand.accuracy)
