@@ -312,7 +312,7 @@ def test_a_clip_is_on_one_side_whatever_is_asked_and_said_of_it() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 1.0])
 def test_an_empty_split_is_refused(share: float) -> None:
-    with pytest.raises(ValueError, match="leave a split empty"):
+    with pytest.raises(ValueError, match="leave one side of the split empty"):
         split([named("dog", place) for place in range(10)], share, 0)
 
 
@@ -540,7 +540,7 @@ def test_a_grid_claims_no_gain_and_a_sweep_is_not_judged_again(grid: EnhanceResu
         judged(judged(grid, groups_of(samples)), groups_of(samples))
     with pytest.raises(ValueError, match="1 groups do not fit the 14 clips"):
         judged(grid, ["one"])
-    with pytest.raises(ValueError, match="leave a split empty"):
+    with pytest.raises(ValueError, match="leave one side of the split empty"):
         judged(grid, ["one"] * len(samples))
 
 
