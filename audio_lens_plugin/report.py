@@ -209,11 +209,15 @@ def _about_time(positions: pd.DataFrame, clip: Clip | None) -> str:
     return f"The audio positions are queries, which keep no time.{over}"
 
 
+def first_of_each(result: LensResult) -> list[int]:
+    """The first sample that is answered rightly and the first that is not, where there are such."""
+    right = (result.samples["truth"] == result.samples["answer"]).tolist()
+    return [right.index(outcome) for outcome in (True, False) if outcome in right]
+
+
 def right_and_wrong(result: LensResult, samples: Sequence[Sample]) -> list[tuple[int, Clip | None]]:
     """Examples for `lens_section`: the first sample that is answered rightly and the first that is not."""
-    right = (result.samples["truth"] == result.samples["answer"]).tolist()
-    found = [right.index(outcome) for outcome in (True, False) if outcome in right]
-    return [(index, next(iter(samples[index].prompt.clips), None)) for index in found]
+    return [(index, next(iter(samples[index].prompt.clips), None)) for index in first_of_each(result)]
 
 
 def _score_table(score: pd.DataFrame) -> pd.DataFrame:

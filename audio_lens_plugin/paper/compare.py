@@ -12,7 +12,7 @@ from audio_lens_plugin.paper import figures
 from audio_lens_plugin.paper.design import CLIP
 from audio_lens_plugin.paper.figures import Drawn
 from audio_lens_plugin.paper.findings import SIGNIFICANT, Judgement, judge, pearson, wording
-from audio_lens_plugin.paper.folder import RunFolder, write_figure, write_table, write_whole
+from audio_lens_plugin.paper.folder import RunFolder, write_table, write_whole
 from audio_lens_plugin.paper.sections import correlation_table
 from audio_lens_plugin.paper.tables import TABLES, correlations
 from audio_lens_plugin.recipes.lens_figures import models_side_by_side
@@ -21,7 +21,6 @@ from audio_lens_plugin.report import (
     Section,
     folded_table,
     html_table,
-    picture,
     with_intervals,
     write_report,
 )
@@ -54,10 +53,7 @@ def compare(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str])
     tables["correlation"] = correlations(critical[critical["track"].isin(list(forms))], of=("model", "track", "form"))
     for name, table in tables.items():
         write_table(out / "tables", name, table)
-    pictures = {}
-    for name, drawn in _draw(tables, forms):
-        write_figure(out / "figures", name, drawn.figure)
-        pictures[name] = picture(drawn.figure, alt=drawn.alt, caption=drawn.caption)
+    pictures = figures.keep(out / "figures", _draw(tables, forms))
     same_data = len({run.identity.data for run in opened}) == 1
     sections = _sections(every, tables, pictures, forms, same_data)
     return write_whole(

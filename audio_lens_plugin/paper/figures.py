@@ -5,7 +5,8 @@ Each comes with words for those who do not see it (``alt``) and a caption.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -16,8 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from audio_lens_plugin.paper.design import CLIP, NO_AUDIO, SILENCE
+from audio_lens_plugin.paper.folder import write_figure
 from audio_lens_plugin.recipes.causal_figures import before_after, effect_heatmap
 from audio_lens_plugin.recipes.figure_style import COLOURS, QUIET, colour_of, line_with_band, open_frame
+from audio_lens_plugin.report import Picture, picture
 
 COLUMNS = 2
 HEIGHT = 2.4  # of a panel, in inches
@@ -33,6 +36,15 @@ class Drawn(NamedTuple):
     figure: Figure
     alt: str
     caption: str
+
+
+def keep(folder: Path, drawn: Iterable[tuple[str, Drawn]]) -> dict[str, Picture]:
+    """Write figures into a folder, one at a time; returns them as a report shows them, by their names."""
+    kept = {}
+    for name, one in drawn:
+        write_figure(folder, name, one.figure)
+        kept[name] = picture(one.figure, alt=one.alt, caption=one.caption)
+    return kept
 
 
 def accuracy(table: pd.DataFrame) -> Drawn:

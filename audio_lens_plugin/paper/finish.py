@@ -13,11 +13,11 @@ from audio_lens_plugin.multiple_choice import QuestionSet
 from audio_lens_plugin.paper import figures
 from audio_lens_plugin.paper.design import CLIP, LENS, Data
 from audio_lens_plugin.paper.figures import Drawn
-from audio_lens_plugin.paper.folder import RunFolder, write_figure, write_table, write_whole
+from audio_lens_plugin.paper.folder import RunFolder, write_table, write_whole
 from audio_lens_plugin.paper.sections import about_section, examples_section, sections_of
 from audio_lens_plugin.paper.tables import run_tables
 from audio_lens_plugin.recipes.logit_lens import LensResult
-from audio_lens_plugin.report import Section, picture, write_report
+from audio_lens_plugin.report import Section, first_of_each, write_report
 
 
 def finish(run: RunFolder, data: Data) -> Path:
@@ -33,10 +33,7 @@ def finish(run: RunFolder, data: Data) -> Path:
     for name, table in tables.items():
         write_table(run.path / "tables", name, table)
     forms = {subject.name: subject.causal for subject in run.identity.subjects if subject.causal}
-    pictures = {}
-    for name, drawn in draw(tables, forms):
-        write_figure(run.path / "figures", name, drawn.figure)
-        pictures[name] = picture(drawn.figure, alt=drawn.alt, caption=drawn.caption)
+    pictures = figures.keep(run.path / "figures", draw(tables, forms))
     sections = sections_of(run.identity, tables, pictures, forms)
     sections += [_examples(run, track, data.get(track)) for track in forms]
     sections.append(about_section(run.identity, run.clips))
@@ -79,8 +76,7 @@ def _examples(run: RunFolder, track: str, clips: ClipSet | QuestionSet | None) -
     """The first clip that is answered rightly and the first that is not, in the form whose audio was read."""
     (subject,) = (subject for subject in run.identity.subjects if subject.name == track)
     result: LensResult = run.result(LENS, track, subject.forms[0], CLIP)
-    right = (result.samples["truth"] == result.samples["answer"]).tolist()
-    places = [right.index(outcome) for outcome in (True, False) if outcome in right]
+    places = first_of_each(result)
     indices = run.clips_of(track)["index"].tolist()
     heard = [None if clips is None else as_clip(clips.sources[indices[place]]) for place in places]
     return examples_section(result, track, list(zip(places, heard, strict=True)))
